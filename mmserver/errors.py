@@ -1,0 +1,371 @@
+"""Every error that mmserver raises on purpose, in one tree.
+
+A branch says what the caller can do; a leaf says what happened and carries a stable `code`, a message template and the
+values for it. Nothing here knows HTTP: `web/errors.py` maps branches to statuses, once. All of them survive pickling and
+the worker's pipe: (code, values) is the whole error.
+"""
+
+from typing import Any, ClassVar
+
+
+class MmserverError(Exception):
+    """The root: an error with a stable code, a template, and the values that fill it."""
+
+    code: ClassVar[str] = "internal"
+    template: ClassVar[str] = "internal error"
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+        super().__init__(self.template.format(**values))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.values))
+
+
+def _rebuild(leaf: type[MmserverError], values: dict[str, Any]) -> MmserverError:
+    return leaf(**values)
+
+
+def error_from_code(code: str, values: dict[str, Any]) -> MmserverError:
+    """The error that (code, values) came from; an unknown code gives a plain MmserverError."""
+    pending = [MmserverError]
+    while pending:
+        leaf = pending.pop()
+        if leaf.code == code and "code" in vars(leaf):
+            return leaf(**values)
+        pending.extend(leaf.__subclasses__())
+    return MmserverError()
+
+
+# --- branches: what the caller can do -----------------------------------------------------------------------------------
+
+
+class NotFound(MmserverError):
+    """Name something that exists."""
+
+    code = "not_found"
+    template = "not found"
+
+
+class Gone(MmserverError):
+    """It was here; it will not come back by itself."""
+
+    code = "gone"
+    template = "gone"
+
+
+class Conflict(MmserverError):
+    """The name or state is taken; choose another or change it first."""
+
+    code = "conflict"
+    template = "conflict"
+
+
+class Invalid(MmserverError):
+    """Correct the input and send it again."""
+
+    code = "invalid"
+    template = "invalid input"
+
+
+class Forbidden(MmserverError):
+    """This instance or this caller may not do that."""
+
+    code = "forbidden"
+    template = "forbidden"
+
+
+class Unavailable(MmserverError):
+    """Try again later; `retry_after_s` says when."""
+
+    code = "unavailable"
+    template = "unavailable"
+    retry_after_s: ClassVar[int] = 1
+
+
+class Exhausted(MmserverError):
+    """Free some space, then try again; nothing was changed."""
+
+    code = "exhausted"
+    template = "out of space"
+
+
+class Corrupt(MmserverError):
+    """Stored bytes are not what was stored; restore a snapshot."""
+
+    code = "corrupt"
+    template = "corrupt"
+
+
+# --- not found ----------------------------------------------------------------------------------------------------------
+
+
+class ModelNotFound(NotFound):
+    """No model has that name."""
+
+    code = "model_not_found"
+    template = "no model is named {model_name!r}"
+
+
+class VersionNotFound(NotFound):
+    """The model has no such version, or had none at that time."""
+
+    code = "version_not_found"
+    template = "{model_name} has no version {version!r}"
+
+
+class SymbolNotFound(NotFound):
+    """The version has no such symbol."""
+
+    code = "symbol_not_found"
+    template = "{model_name} has no symbol {symbol!r}"
+
+
+class SymbolAmbiguous(NotFound):
+    """Several groups of one version share the symbol."""
+
+    code = "symbol_ambiguous"
+    template = "{symbol} maps to {group_keys} in {model_name}; name the group_key"
+
+
+class GroupHasNoModel(NotFound):
+    """The group is known, but it has no model file that can be served."""
+
+    code = "group_has_no_model"
+    template = "{group_key} of {model_name} has no model to serve: {reason}"
+
+
+class VenueNotFound(NotFound):
+    """No such venue, or nothing was ever put there."""
+
+    code = "venue_not_found"
+    template = "no quantiles are known for venue {venue!r}"
+
+
+class VenueSymbolNotFound(NotFound):
+    """The venue's table does not have that symbol."""
+
+    code = "venue_symbol_not_found"
+    template = "venue {venue} has no symbol {symbol!r}"
+
+
+class BlobNotFound(NotFound):
+    """No content with that hash is stored."""
+
+    code = "blob_not_found"
+    template = "no blob has the SHA-256 {sha256}"
+
+
+class SnapshotNotFound(NotFound):
+    """No such snapshot file."""
+
+    code = "snapshot_not_found"
+    template = "no snapshot is at {path}"
+
+
+# --- conflict -----------------------------------------------------------------------------------------------------------
+
+
+class ModelNameTaken(Conflict):
+    """Another model has that name."""
+
+    code = "model_name_taken"
+    template = "a model named {model_name!r} exists; remove it first or choose another name"
+
+
+class DataDirLocked(Conflict):
+    """Another server holds the data directory."""
+
+    code = "data_dir_locked"
+    template = "another mmserver is using {data_dir}; stop it or choose another --data-dir"
+
+
+class SchemaTooNew(Conflict):
+    """A newer mmserver wrote the database."""
+
+    code = "schema_too_new"
+    template = "the database has schema {found}, this mmserver knows up to {known}; install a newer mmserver"
+
+
+class SchemaOutdated(Conflict):
+    """The database must be upgraded first."""
+
+    code = "schema_outdated"
+    template = "the database has schema {found}, this mmserver needs {known}; run: mmserver db upgrade"
+
+
+# --- invalid ------------------------------------------------------------------------------------------------------------
+
+
+class SettingInvalid(Invalid):
+    """A setting is unknown or has a bad value."""
+
+    code = "setting_invalid"
+    template = "{setting}: {reason}"
+
+
+class RequestInvalid(Invalid):
+    """The request's body or query does not fit; `errors` names each place."""
+
+    code = "request_invalid"
+    template = "{reason}"
+
+    def __init__(self, reason: str, errors: list[dict[str, str]] | None = None) -> None:
+        super().__init__(reason=reason, errors=errors or [])
+
+
+class NameInvalid(Invalid):
+    """A model name that could not be used in a URL."""
+
+    code = "name_invalid"
+    template = "model_name {model_name!r}: {reason}"
+
+
+class DirectoryInvalid(Invalid):
+    """The directory to watch cannot be used."""
+
+    code = "directory_invalid"
+    template = "root_path {root_path!r}: {reason}"
+
+
+class OutsideRoots(Invalid):
+    """The path is outside the allowed artifact roots."""
+
+    code = "outside_roots"
+    template = "{path!r} is outside the allowed roots (MMSERVER_ARTIFACT_ROOTS)"
+
+
+class NothingParseable(Invalid):
+    """No group in the directory could be parsed."""
+
+    code = "nothing_parseable"
+    template = "no usable artifacts in {root_path!r}: {detail}"
+
+
+class AmbiguousSymbols(Invalid):
+    """A symbol maps to several groups of one directory."""
+
+    code = "symbol_ambiguous"
+    template = "{detail}; a symbol may have one group only"
+
+
+class ArtifactInvalid(Invalid):
+    """One artifact file cannot be used. `reason` is a stable word, `detail` says more."""
+
+    code = "artifact_invalid"
+    template = "{file}: {reason}: {detail}"
+
+
+class Undecodable(Invalid):
+    """Bytes that are not what their format promises; raised by decoders, which do not know the file's name."""
+
+    code = "undecodable"
+    template = "{reason}: {detail}"
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason=reason, detail=detail)
+
+    @property
+    def reason(self) -> str:
+        """The stable word: torn, forbidden_global, forbidden_opcode, unsupported, too_large, too_complex, …"""
+        return str(self.values["reason"])
+
+    @property
+    def detail(self) -> str:
+        """What exactly was found, in words."""
+        return str(self.values["detail"])
+
+
+class NotConvertible(Invalid):
+    """The model cannot be expressed in the wanted format; refused by name."""
+
+    code = "not_convertible"
+    template = "cannot give this model as {target}: {reason}"
+
+
+class QuantilesInvalid(Invalid):
+    """A venue file that cannot be used; the venue keeps what it had."""
+
+    code = "quantiles_invalid"
+    template = "{file}: {reason}"
+
+
+class VenueUnknown(Invalid):
+    """Not one of the venues that are known."""
+
+    code = "venue_unknown"
+    template = "venue {venue!r} is unknown; known venues: {known}"
+
+
+class SnapshotInvalid(Invalid):
+    """The file is not a whole, consistent snapshot."""
+
+    code = "snapshot_invalid"
+    template = "{path}: {reason}"
+
+
+class PluginInvalid(Invalid):
+    """A plugin that cannot be used; named at start."""
+
+    code = "plugin_invalid"
+    template = "plugin {plugin}: {reason}"
+
+
+# --- forbidden, unavailable, exhausted, corrupt -------------------------------------------------------------------------
+
+
+class ReadOnly(Forbidden):
+    """The instance was started read-only."""
+
+    code = "read_only"
+    template = "this instance is read-only"
+
+
+class NotReady(Unavailable):
+    """Known, but not loaded yet."""
+
+    code = "not_ready"
+    template = "{what} is not ready yet"
+
+
+class StillChanging(Unavailable):
+    """The directory's files kept changing while they were read."""
+
+    code = "still_changing"
+    template = "{root_path!r} is still being written; nothing was changed, try again when it is quiet"
+    retry_after_s = 5
+
+
+class DatabaseBusy(Unavailable):
+    """Another process holds the write lock."""
+
+    code = "database_busy"
+    template = "the database is busy"
+
+
+class SandboxUnavailable(Unavailable):
+    """The guarded worker cannot be started."""
+
+    code = "sandbox_unavailable"
+    template = "the worker that reads artifacts cannot be started: {reason}"
+
+
+class DiskFull(Exhausted):
+    """The disk that holds the state is full or read-only."""
+
+    code = "disk_full"
+    template = "the data disk is full or read-only; nothing was changed"
+
+
+class DatabaseCorrupt(Corrupt):
+    """The database file is damaged."""
+
+    code = "database_corrupt"
+    template = "the database {path} is damaged: {reason}; run: mmserver snapshot restore FILE"
+
+
+class WorkerCrashed(Unavailable):
+    """The guarded worker died over these bytes; `how` names the signal or limit."""
+
+    code = "worker_crashed"
+    template = "the worker died: {how}"
