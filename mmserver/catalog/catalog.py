@@ -1,0 +1,114 @@
+"""What is served, as one immutable value: readers take `store.catalog` once and keep it to the end of their request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+ModelStatus: TypeAlias = Literal["ok", "degraded", "stale", "frozen"]
+"""ok; degraded: some groups are refused, their last good content is served; stale: the last refresh was refused as a
+whole; frozen: most of the directory vanished and nothing is taken away until it is back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One group_key of a version. Its table, info and payload are blobs, read when they are asked for."""
+
+    id: int
+    sha256: str
+    group_key: str
+    symbol: str
+    return_name: str
+    dim: int
+    factors: tuple[str, ...]
+    train_samples: int | None
+    ic_mean: float | None
+    detail_sha256: str
+    payload_sha256: str | None
+    """SHA-256 of the payload's JSON text before compression; None when there is no model to serve."""
+    manifest_sha256: str | None
+    no_model_reason: str | None
+    integrity: str
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model can be downloaded."""
+        return self.payload_sha256 is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One immutable state of a model."""
+
+    id: int
+    model_name: str
+    seq: int
+    label: str
+    sha256: str
+    created_at: datetime
+    reason: str
+    groups: Mapping[str, Group]
+    """By group key, in sorted order."""
+    group_keys_by_symbol: Mapping[str, tuple[str, ...]]
+    """By the symbol's comparison form, see `symbols.comparable_symbol`."""
+    factors: tuple[str, ...]
+    """The deduplicated union, in order of first appearance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An artifact that is not served, and why; the last good content of its group is."""
+
+    group_key: str
+    file: str
+    reason: str
+    detail: str
+    since: datetime
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A watched directory and the version of it that is served."""
+
+    id: int
+    name: str
+    root_path: str
+    status: ModelStatus
+    error: str | None
+    registered_at: datetime
+    refreshed_at: datetime
+    serving: Version
+    newest_label: str
+    """Differs from `serving.label` after a rollback."""
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Venue:
+    """Order-size thresholds of one venue: symbol → (medium, large) in quote notional."""
+
+    name: str
+    pkl_path: str
+    updated_at: datetime
+    status: str
+    error: str | None
+    symbols: Mapping[str, tuple[float, float]]
+    symbol_by_comparable: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Everything that is served at one moment."""
+
+    models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
+    venues: Mapping[str, Venue] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asked for a change, for the audit."""
+
+    name: str
+    request_id: str | None = None
