@@ -180,6 +180,13 @@ class DataDirLocked(Conflict):
     template = "another mmserver is using {data_dir}; stop it or choose another --data-dir"
 
 
+class LeaseLost(Conflict):
+    """Another process runs the scheduled jobs now."""
+
+    code = "lease_lost"
+    template = "another process holds the lease {name!r} now"
+
+
 class SchemaTooNew(Conflict):
     """A newer mmserver wrote the database."""
 
@@ -311,6 +318,13 @@ class PluginInvalid(Invalid):
     template = "plugin {plugin}: {reason}"
 
 
+class ExtraMissing(Invalid):
+    """Packages of an optional extra are not installed."""
+
+    code = "extra_missing"
+    template = "{what} needs packages that are not installed; run: pip install 'mmserver[{extra}]'"
+
+
 # --- forbidden, unavailable, exhausted, corrupt -------------------------------------------------------------------------
 
 
@@ -319,6 +333,13 @@ class ReadOnly(Forbidden):
 
     code = "read_only"
     template = "this instance is read-only"
+
+
+class CrossSite(Forbidden):
+    """A browser sent this change from another site's page, or a form did not say where it came from."""
+
+    code = "cross_site"
+    template = "changes are taken from this server's own pages only"
 
 
 class NotReady(Unavailable):
@@ -341,6 +362,13 @@ class DatabaseBusy(Unavailable):
 
     code = "database_busy"
     template = "the database is busy"
+
+
+class WritesStopped(Unavailable):
+    """Nothing is written any more, because the database was found damaged or unsafe to write; reads may go on."""
+
+    code = "writes_stopped"
+    template = "writes have stopped: {reason}; check the disk, then restart mmserver or restore a snapshot"
 
 
 class SandboxUnavailable(Unavailable):
@@ -369,3 +397,10 @@ class WorkerCrashed(Unavailable):
 
     code = "worker_crashed"
     template = "the worker died: {how}"
+
+
+class BlobCorrupt(Corrupt):
+    """A stored blob is not what its hash says."""
+
+    code = "blob_corrupt"
+    template = "the stored blob {sha256} is damaged: {reason}"
