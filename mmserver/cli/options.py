@@ -41,8 +41,6 @@ def with_settings(*names: str, sources: bool = False) -> Callable[[Function], Fu
             decorated = option(decorated)
         return decorated
 
-    return decorated
-
     return decorate
 
 
