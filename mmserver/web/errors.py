@@ -1,0 +1,190 @@
+"""The one place where errors become responses: a branch of the tree gives the status, a leaf gives the code.
+
+Under the API that is problem+json (RFC 9457), elsewhere a page. What is not an error of ours is a bug: it becomes `internal`
+without any text of the exception, and the traceback is in the log under the request's id.
+
+`python -m mmserver.web.errors` prints docs/errors.md.
+"""
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import flask
+from werkzeug.exceptions import HTTPException
+
+from mmserver import errors
+from mmserver.web.framing import REQUEST_ID_KEY
+from mmserver.web.responses import json_bytes, printable_text
+
+log = logging.getLogger(__name__)
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+MAX_DETAIL = 4000
+
+STATUS_BY_BRANCH: dict[type[errors.MmserverError], HTTPStatus] = {
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.Gone: HTTPStatus.GONE,
+    errors.Conflict: HTTPStatus.CONFLICT,
+    errors.Invalid: HTTPStatus.BAD_REQUEST,
+    errors.Forbidden: HTTPStatus.FORBIDDEN,
+    errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.Exhausted: HTTPStatus.INSUFFICIENT_STORAGE,
+    errors.Corrupt: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+CODE_BY_HTTP_STATUS = {
+    400: ("bad_request", "The request cannot be understood."),
+    404: ("not_found", "No such address."),
+    405: ("method_not_allowed", "The address does not take this method; `Allow` names those that it takes."),
+    413: ("body_too_large", "The body is larger than `max_body_bytes`."),
+    415: ("unsupported_media_type", "The body is not `application/json`, not UTF-8, or compressed."),
+    500: ("internal", "A bug; the log has it under the `request_id`."),
+}
+"""Errors of HTTP itself, raised by the framework: code and meaning by status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One error as clients see it."""
+
+    status: HTTPStatus
+    code: str
+    detail: str
+    errors: list[dict[str, str]]
+    headers: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        """The code in words; the same for every occurrence."""
+        return self.code.replace("_", " ").capitalize()
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The members of the problem+json object."""
+        members: dict[str, Any] = {
+            "type": f"urn:mmserver:error:{self.code}",
+            "title": self.title,
+            "status": int(self.status),
+            "detail": self.detail,
+            "code": self.code,
+            "request_id": request_id,
+        }
+        if self.errors:
+            members["errors"] = self.errors
+        return members
+
+
+def register_errors(app: flask.Flask) -> None:
+    """Let this module answer every error of the application, plugins' routes included."""
+    app.register_error_handler(errors.MmserverError, _on_our_error)
+    app.register_error_handler(HTTPException, _on_http_error)
+    app.register_error_handler(Exception, _on_bug)
+
+
+def status_of(error: type[errors.MmserverError]) -> HTTPStatus:
+    """The status of the branch that the error is on; 500 for one on no branch."""
+    for ancestor in error.__mro__:
+        if ancestor in STATUS_BY_BRANCH:
+            return STATUS_BY_BRANCH[ancestor]
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def problem_from_error(error: errors.MmserverError) -> Problem:
+    """One of our own errors as clients see it."""
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.Unavailable) else {}
+    places = error.values.get("errors") if isinstance(error, errors.RequestInvalid) else None
+    return Problem(status_of(type(error)), error.code, _shortened(str(error)), places or [], headers)
+
+
+def problem_from_http_error(error: HTTPException) -> Problem:
+    """An error of HTTP itself as clients see it; its headers (`Allow`, …) are kept."""
+    status = HTTPStatus(error.code or 500)
+    code, meaning = CODE_BY_HTTP_STATUS.get(status, (f"http_{int(status)}", status.phrase))
+    detail = error.description if status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE and error.description else meaning
+    headers = {name: value for name, value in error.get_headers() if name.lower() != "content-type"}
+    return Problem(status, code, detail, [], headers)
+
+
+def _on_our_error(error: errors.MmserverError) -> flask.Response:
+    problem = problem_from_error(error)
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.warning("%s %s: %s: %s", flask.request.method, flask.request.path, problem.code, problem.detail)
+    return _response(problem)
+
+
+def _on_http_error(error: HTTPException) -> flask.Response:
+    return _response(problem_from_http_error(error))
+
+
+def _on_bug(error: Exception) -> flask.Response:
+    log.error("%s %s [%s]", flask.request.method, flask.request.path, _request_id(), exc_info=error)
+    code, meaning = CODE_BY_HTTP_STATUS[500]
+    return _response(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, code, meaning, [], {}))
+
+
+def _response(problem: Problem) -> flask.Response:
+    body = problem.body(_request_id())
+    if wants_page(flask.request):
+        page = printable_text(flask.render_template("error.html", problem=body))
+        return flask.Response(page, problem.status, problem.headers, content_type="text/html; charset=utf-8")
+    return flask.Response(json_bytes(body), problem.status, problem.headers, content_type=PROBLEM_MEDIA_TYPE)
+
+
+def wants_page(request: flask.Request) -> bool:
+    """Whether a person is asking: for a page of ours, or outside the API with HTML preferred."""
+    if request.path == "/" or request.path.startswith("/ui/"):
+        return True
+    if request.path.startswith("/api/"):
+        return False
+    return request.accept_mimetypes.best_match(["application/json", "text/html"], "application/json") == "text/html"
+
+
+def _request_id() -> str:
+    return str(flask.request.environ.get(REQUEST_ID_KEY, "-"))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 1] + "…"
+
+
+# --- the docs page ----------------------------------------------------------------------------------------------------
+
+_DOCS_HEAD = """# Error codes
+
+This page is generated: `python -m mmserver.web.errors > docs/errors.md`.
+
+Every error of the API is `application/problem+json` (RFC 9457): `type` (`urn:mmserver:error:` and the code), `title`,
+`status`, `detail`, `code` and `request_id`; a refused body or parameter adds `errors`, a list of `{"loc", "msg"}`. `code`
+is stable: branch on it, not on `detail`. 503 carries `Retry-After`. The pages show the same as HTML.
+
+| code | status | meaning |
+|---|---|---|
+"""
+
+
+def errors_markdown() -> str:
+    """The page docs/errors.md, whole."""
+    rows = {(code, int(status)): meaning for code, status, meaning in _documented()}
+    return _DOCS_HEAD + "".join(f"| `{code}` | {status} | {rows[code, status]} |\n" for code, status in sorted(rows))
+
+
+def _documented() -> Iterator[tuple[str, int, str]]:
+    for error in _leaves(errors.MmserverError.__subclasses__()):
+        yield error.code, status_of(error), (error.__doc__ or "").partition("\n")[0]
+    for status, (code, meaning) in CODE_BY_HTTP_STATUS.items():
+        yield code, status, meaning
+
+
+def _leaves(found: Iterable[type[errors.MmserverError]]) -> Iterator[type[errors.MmserverError]]:
+    for error in found:
+        if error.__subclasses__():
+            yield from _leaves(error.__subclasses__())
+        elif error.__module__ == errors.__name__:
+            yield error
+
+
+if __name__ == "__main__":
+    sys.stdout.write(errors_markdown())

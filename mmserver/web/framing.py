@@ -1,0 +1,52 @@
+"""What every response carries, whoever made it: the request's id and the security headers, added at the WSGI border.
+
+It stands outside Flask because it must also cover plugins' routes and errors, and costs a few microseconds there.
+"""
+
+import re
+import secrets
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+REQUEST_ID_KEY = "mmserver.request_id"
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+DEFAULT_HEADERS = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Permissions-Policy", "camera=(), geolocation=(), microphone=()"),
+    ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+    ("Cache-Control", "no-store"),
+)
+"""Sent unless the response brings its own; the policy is on JSON too, where it costs nothing and stops sniffed markup."""
+_DEFAULTS_BY_KEY = {name.lower(): (name, value) for name, value in DEFAULT_HEADERS}
+
+
+class ResponseFrame:
+    """A WSGI application around another: names the request and completes the headers of its response."""
+
+    def __init__(self, application: "WSGIApplication") -> None:
+        self._application = application
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answer one request."""
+        request_id = environ.get("HTTP_X_REQUEST_ID", "")
+        if _SANE_REQUEST_ID.fullmatch(request_id) is None:
+            request_id = secrets.token_hex(8)
+        environ[REQUEST_ID_KEY] = request_id
+
+        def start_framed(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            given = {name.lower() for name, _ in headers}
+            missing = [pair for key, pair in _DEFAULTS_BY_KEY.items() if key not in given]
+            return start_response(status, [*headers, *missing, ("X-Request-ID", request_id)], exc_info)
+
+        return self._application(environ, start_framed)

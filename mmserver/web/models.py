@@ -1,0 +1,116 @@
+"""`/api/models`: watched directories, registered, listed, refreshed and removed."""
+
+from datetime import datetime
+
+import flask
+import msgspec
+
+from mmserver.catalog import refreshing, registering
+from mmserver.catalog.catalog import Catalog, Model
+from mmserver.errors import ModelNotFound
+from mmserver.web.current import current_actor, current_store
+from mmserver.web.requests import query_flag, read_body
+from mmserver.web.responses import json_response
+
+blueprint = flask.Blueprint("models", __name__)
+
+
+class ModelItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One model in a list. `stages` maps a stage to the version that is in it."""
+
+    model_name: str
+    root_path: str
+    symbol_count: int
+    group_count: int
+    factor_count: int
+    version: str
+    stages: dict[str, str]
+    registered_at: datetime
+    refreshed_at: datetime
+    status: str
+    error: str | None
+
+
+class RegisterModel(msgspec.Struct, frozen=True):
+    """The body of `POST /api/models`."""
+
+    model_name: str
+    root_path: str
+
+
+def item_from_model(model: Model) -> ModelItem:
+    """The model as lists show it."""
+    serving = model.serving
+    return ModelItem(
+        model_name=model.name,
+        root_path=model.root_path,
+        symbol_count=len(serving.group_keys_by_symbol),
+        group_count=len(serving.groups),
+        factor_count=len(serving.factors),
+        version=serving.label,
+        stages={"production": serving.label},
+        registered_at=model.registered_at,
+        refreshed_at=model.refreshed_at,
+        status=model.status,
+        error=model.error,
+    )
+
+
+def find_model(catalog: Catalog, model_name: str) -> Model:
+    """The model of that name.
+
+    Raises:
+        ModelNotFound: there is none.
+    """
+    model = catalog.models.get(model_name)
+    if model is None:
+        raise ModelNotFound(model_name=model_name)
+    return model
+
+
+@blueprint.get("/api/models")
+def list_models() -> flask.Response:
+    """Every model, by name."""
+    models = current_store().catalog.models
+    return json_response({"items": [item_from_model(models[name]) for name in sorted(models)]})
+
+
+@blueprint.post("/api/models")
+def register_model() -> flask.Response:
+    """Register a directory under a name; answers when its artifacts are served."""
+    body = read_body(flask.request, RegisterModel)
+    model = registering.register_model(current_store(), body.model_name, body.root_path, current_actor())
+    location = flask.url_for("models.get_model", model_name=model.name)
+    return json_response(item_from_model(model), 201, {"Location": location})
+
+
+@blueprint.get("/api/models/<model_name>")
+def get_model(model_name: str) -> flask.Response:
+    """One model, as in the list."""
+    return json_response(item_from_model(find_model(current_store().catalog, model_name)))
+
+
+@blueprint.delete("/api/models/<model_name>")
+def remove_model(model_name: str) -> flask.Response:
+    """Forget the model; its directory is not touched."""
+    registering.remove_model(current_store(), model_name, current_actor())
+    return flask.Response(status=204)
+
+
+@blueprint.post("/api/models/<model_name>/refresh")
+def refresh_model(model_name: str) -> flask.Response:
+    """Look at the directory now. `?accept_vanished=true` lets a frozen model lose what is gone."""
+    result = refreshing.refresh_model(
+        current_store(), model_name, current_actor(), accept_vanished=query_flag(flask.request, "accept_vanished")
+    )
+    return json_response(
+        {
+            "model_name": result.model_name,
+            "changed": result.changed,
+            "version": result.version,
+            "previous_version": result.previous_version,
+            "added": result.added,
+            "removed": result.removed,
+            "updated": result.updated,
+        }
+    )

@@ -1,0 +1,130 @@
+"""`/api/models/{model}/model/{symbol}`: what bots download. Stored compressed bytes go out as they are.
+
+The hot route: no database, no JSON, no compression; a bot that has the newest content is told so in a 304 without a body.
+"""
+
+import re
+import urllib.parse
+from dataclasses import dataclass
+from datetime import datetime
+
+import flask
+
+from mmserver.catalog import groups, history
+from mmserver.catalog.catalog import Group, Version
+from mmserver.catalog.payloads import PayloadBody, PayloadForm
+from mmserver.catalog.store import Store
+from mmserver.web.current import current_store
+from mmserver.web.negotiation import Encoding, choose_encoding, opaque_tags
+from mmserver.web.requests import query_choice, query_seconds, query_text, query_time, refuse_parameter
+
+blueprint = flask.Blueprint("payloads", __name__)
+
+MAX_WAIT_S = 60.0
+FORMS: tuple[PayloadForm, ...] = ("payload", "json", "ubj", "manifest")
+_FILE_SUFFIX = {"json": "_model.json", "ubj": "_model.ubj"}
+_UNSAFE_IN_FILE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+_MOVING_REFERENCES = (None, "latest", "production")
+_TAG_ENCODING = re.compile(r"[-.](?:gzip|br|zstd|identity)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one request wants; the defaults are those of a request without a query."""
+
+    encoding: Encoding
+    known_tags: tuple[str, ...]
+    group_key: str | None = None
+    form: PayloadForm = "payload"
+    version: str | None = None
+    as_of: datetime | None = None
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What there is for it at this moment."""
+
+    version: Version
+    group: Group
+    body: PayloadBody
+
+
+@blueprint.get("/api/models/<model_name>/model/<path:symbol>")
+def get_payload(model_name: str, symbol: str) -> flask.Response:
+    """The group's payload, or with `?format=` its model alone; `?wait=&etag=` answers when it changes."""
+    store = current_store()
+    asked = asked_from_request(flask.request)
+    served = _find(store, model_name, symbol, asked)
+    known = is_known(served.body.etag, asked.known_tags)
+    if known and asked.wait_s:
+        store.payloads.wait_for_change(
+            model_name, served.group.symbol, served.group.group_key, served.body.etag, asked.wait_s
+        )
+        served = _find(store, model_name, symbol, asked)
+        known = is_known(served.body.etag, asked.known_tags)
+    headers = _headers(served, asked)
+    if known:
+        return flask.Response(status=304, headers=headers)
+    return flask.Response(served.body.content, 200, headers, content_type=served.body.media_type)
+
+
+def asked_from_request(request: flask.Request) -> Asked:
+    """Read the headers and, where there is one, the query.
+
+    Raises:
+        RequestInvalid: a parameter that makes no sense, or `wait` on a version that cannot change.
+    """
+    environ = request.environ
+    encoding = choose_encoding(environ.get("HTTP_ACCEPT_ENCODING", ""))
+    known_tags = opaque_tags(environ.get("HTTP_IF_NONE_MATCH", ""))
+    if not environ.get("QUERY_STRING"):
+        return Asked(encoding, known_tags)
+    etag = query_text(request, "etag")
+    asked = Asked(
+        encoding=encoding,
+        known_tags=opaque_tags(etag) if etag else known_tags,
+        group_key=query_text(request, "group_key"),
+        form=query_choice(request, "format", FORMS),
+        version=query_text(request, "version"),
+        as_of=query_time(request, "as_of"),
+        wait_s=query_seconds(request, "wait", MAX_WAIT_S),
+    )
+    if asked.wait_s and (asked.as_of is not None or asked.version not in _MOVING_REFERENCES):
+        refuse_parameter("wait", "a fixed version does not change; leave out version and as_of")
+    return asked
+
+
+def is_known(etag: str, known_tags: tuple[str, ...]) -> bool:
+    """Whether the client has this content, in whichever coding it got it."""
+    if not known_tags:
+        return False
+    content_tag = _TAG_ENCODING.sub("", etag)
+    return any(tag in (etag, "*") or _TAG_ENCODING.sub("", tag) == content_tag for tag in known_tags)
+
+
+def _find(store: Store, model_name: str, symbol: str, asked: Asked) -> Served:
+    version = history.resolve_version(store, model_name, asked.version, asked.as_of)
+    group = groups.find_group(version, symbol, asked.group_key)
+    return Served(version, group, store.payloads.body(version, group, asked.form, asked.encoding))
+
+
+def _headers(served: Served, asked: Asked) -> list[tuple[str, str]]:
+    headers = [
+        ("ETag", f'"{served.body.etag}"'),
+        ("Vary", "Accept-Encoding"),
+        ("Cache-Control", "no-cache"),
+        ("X-Model-Version", served.version.label),
+        ("X-Group-Key", _header_text(served.group.group_key)),
+    ]
+    if asked.encoding != "identity":
+        headers.append(("Content-Encoding", asked.encoding))
+    if asked.form in _FILE_SUFFIX:
+        file_name = _UNSAFE_IN_FILE_NAME.sub("_", served.group.group_key) + _FILE_SUFFIX[asked.form]
+        headers.append(("Content-Disposition", f'attachment; filename="{file_name}"'))
+    return headers
+
+
+def _header_text(text: str) -> str:
+    """The text itself, percent-encoded where a header could not carry it."""
+    return text if text.isascii() and text.isprintable() else urllib.parse.quote(text, errors="backslashreplace")
