@@ -9,7 +9,7 @@ running_pid() {
     local command
     if [ -r "/proc/$pid/cmdline" ]; then
         if [ "$(sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$pid/status" 2>/dev/null)" = Z ]; then return 1; fi
-        command="$(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null || true)"
+        command="$({ tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null || true)"
     else
         command="$(ps -p "$pid" -o args= 2>/dev/null || true)"
     fi

@@ -96,10 +96,10 @@ class Settings:
     sandbox_timeout_s: float = _setting(duration(0.1), 30.0, "How long reading one artifact may take.")
     sandbox_memory_bytes: int = _setting(size(64 * 2**20), 2 * 2**30, "The memory of one guarded process.")
     require_sandbox: str = _setting(
-        one_of("rlimits", "full"),
-        "rlimits",
-        "Do not start unless the guard reaches this level: `rlimits` limits memory, time and files; "
-        "`full` also takes away the network and the file system.",
+        one_of("rlimits-only", "partial", "full"),
+        "rlimits-only",
+        "Do not start unless the guard of these processes reaches this level: `rlimits-only` limits memory, time and files; "
+        "`partial` also filters system calls; `full` is every step, each proven by an attack at start.",
     )
 
     payload_cache_bytes: int = _setting(size(0), 2**30, "Compressed model payloads held in memory.")
