@@ -357,6 +357,13 @@ class StillChanging(Unavailable):
     retry_after_s = 5
 
 
+class ArtifactUnstable(Unavailable):
+    """An artifact file could not be read just now. `reason` is a stable word: changing, vanished, unreadable."""
+
+    code = "artifact_unstable"
+    template = "{file}: {reason}: {detail}"
+
+
 class DatabaseBusy(Unavailable):
     """Another process holds the write lock."""
 

@@ -32,10 +32,10 @@ class Scan:
 
     `groups` has one entry per group key; where several directories have the key, `duplicates` has all of them, sorted, and
     `groups` the first, unless a directory symlink points at exactly one: then that one is meant and nothing is reported.
-    `blocked` are groups of which a file is there but cannot be used.
+    `blocked` are the (directory, group key) of which a file is there but cannot be used.
     `unknown` has the directories that could not be listed (unreadable, or over the budget): they and what is below them are
-    shown as they were last seen, and absence there means nothing. `is_partial`: made by `restat`, all but the asked groups are
-    as last seen. Times are the clock's, in seconds.
+    shown as they were last seen, and absence there means nothing. `looked_at`: None means everything; a scan made by `restat`
+    looked at these group keys only, and shows all else as it was last seen. Times are the clock's, in seconds.
     """
 
     root_path: Path
@@ -48,12 +48,12 @@ class Scan:
     pointed_at: frozenset[str] = frozenset()
     groups: Mapping[str, GroupFiles] = field(default_factory=dict)
     duplicates: Mapping[str, tuple[GroupFiles, ...]] = field(default_factory=dict)
-    blocked: frozenset[str] = frozenset()
+    blocked: frozenset[tuple[str, str]] = frozenset()
     unknown: Mapping[str, Problem] = field(default_factory=dict)
     truncated: bool = False
     deferred: tuple[str, ...] = ()
     n_entries: int = 0
-    is_partial: bool = False
+    looked_at: frozenset[str] | None = None
 
     def is_unknown(self, directory: str) -> bool:
         """True if the directory, or one above it, could not be listed."""
@@ -130,7 +130,7 @@ def restat(scan: Scan, targets: Iterable[tuple[str, str]], clock: Clock) -> Scan
         duplicates=duplicates,
         blocked=blocked,
         unknown=unknown,
-        is_partial=True,
+        looked_at=frozenset(chain.from_iterable(keys_by_directory.values())),
     )
 
 
@@ -308,14 +308,14 @@ class _Walk:
 
 def _merged(
     listings: Mapping[str, DirectoryListing], pointed_at: frozenset[str]
-) -> tuple[dict[str, GroupFiles], dict[str, tuple[GroupFiles, ...]], frozenset[str]]:
-    """All groups by key, those that several directories have, and the keys of groups of which a file cannot be used."""
+) -> tuple[dict[str, GroupFiles], dict[str, tuple[GroupFiles, ...]], frozenset[tuple[str, str]]]:
+    """All groups by key, those that several directories have, and those of which a file cannot be used."""
     groups: dict[str, GroupFiles] = {}
     several: dict[str, list[GroupFiles]] = {}
-    blocked: set[str] = set()
+    blocked: set[tuple[str, str]] = set()
     for _, listing in sorted(listings.items()):
         blocked.update(
-            problem.group_key
+            (listing.directory, problem.group_key)
             for problem in listing.problems.values()
             if problem.group_key is not None and problem.reason in _BLOCKING
         )
@@ -365,5 +365,5 @@ def _without_root(
         finished_at=clock(),
         root_state="missing" if is_missing else "unreadable",
         unknown={"": Problem("vanished" if is_missing else "unreadable", ".", detail)},
-        is_partial=False,
+        looked_at=None,
     )
