@@ -4,8 +4,7 @@ import csv
 import io
 import math
 
-from mmserver import Artifact, ArtifactFormat, IcTable, Undecodable, hookimpl
-from mmserver.formats import Scalar
+from mmserver import Artifact, ArtifactFormat, IcTable, Scalar, Undecodable, hookimpl
 
 FACTOR_COLUMNS = ("factor", "factor_name", "factors", "feature", "feature_name", "name", "column", "")
 

@@ -105,6 +105,16 @@ class Catalog:
     models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
     venues: Mapping[str, Venue] = field(default_factory=lambda: MappingProxyType({}))
 
+    def with_model(self, model: Model) -> "Catalog":
+        """The same catalog but for one model, in the order of their names."""
+        models = {**self.models, model.name: model}
+        return Catalog(models=MappingProxyType(dict(sorted(models.items()))), venues=self.venues)
+
+    def without_model(self, model_name: str) -> "Catalog":
+        """The same catalog without that model."""
+        models = {name: model for name, model in self.models.items() if name != model_name}
+        return Catalog(models=MappingProxyType(models), venues=self.venues)
+
 
 @dataclass(frozen=True, slots=True)
 class Actor:

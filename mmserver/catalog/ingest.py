@@ -86,6 +86,7 @@ class GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The stored detail of a group, for the symbol's page and endpoint. `model` is the ModelFile without its content."""
 
     ic_table: list[dict[str, Any]]
+    factor_column: str
     info: dict[str, Any]
     facts: InfoFacts
     dim_factors: list[DimFactor]
@@ -132,6 +133,7 @@ def ingest_group(request: IngestRequest, plugins: Plugins) -> IngestedGroup:
     dim_factors = dim_factors_from_table(factors, ic_table[1] if ic_table else None)
     record = GroupRecord(
         ic_table=[dict(zip(ic_table[1].columns, row, strict=True)) for row in ic_table[1].rows] if ic_table else [],
+        factor_column=ic_table[1].factor_column if ic_table else "factor",
         info=info,
         facts=facts,
         dim_factors=dim_factors,
@@ -218,4 +220,5 @@ def _only(parsed: Mapping[str, tuple[ArtifactFormat, Parsed]], kind: type[Parsed
 
 def _model_summary(model: ModelFile) -> dict[str, Any]:
     described = msgspec.to_builtins(msgspec.structs.replace(model, content=b"", probes=None))
-    return {key: value for key, value in described.items() if key not in ("content", "probes", "type")}
+    shown = {key: value for key, value in described.items() if key not in ("content", "probes", "type")}
+    return {**shown, "content_sha256": hashlib.sha256(model.content).hexdigest()}

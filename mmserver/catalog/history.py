@@ -1,0 +1,201 @@
+"""Versions of a model through time: which one a reference or a moment means, going back to one, and letting old ones go."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, delete, insert, or_, select
+
+from mmserver.catalog.catalog import Actor, Model, Version
+from mmserver.catalog.store import Store
+from mmserver.errors import VersionNotFound
+from mmserver.formats import Event
+from mmserver.storage.audit import record_audit
+from mmserver.storage.blobs import delete_orphan_blobs
+from mmserver.storage.tables import MembershipRow, ServingRow, VersionRow
+from mmserver.storage.times import datetime_from_text, text_from_datetime
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One line of a model's history. `added`, `removed`, `updated` are group keys, against the version before."""
+
+    seq: int
+    label: str
+    created_at: datetime
+    reason: str
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    updated: tuple[str, ...]
+    is_serving: bool
+
+
+def resolve_version(
+    store: Store, model_name: str, reference: str | None = None, as_of: datetime | None = None
+) -> Version:
+    """The version that a label or `latest` means; with `as_of`, the one that was served at that moment.
+
+    A watched model's latest is what it serves, also after a rollback.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        VersionNotFound: no such label, nothing was served yet then, or it was let go since.
+    """
+    model = store.model(model_name)
+    if as_of is not None:
+        return store.version(model, _version_id_as_of(store, model, reference, as_of))
+    if reference is None or reference in (LATEST, model.serving.label):
+        return model.serving
+    with store.database.read() as connection:
+        version_id = connection.execute(
+            select(VersionRow.id).where(VersionRow.model_id == model.id, VersionRow.label == reference)
+        ).scalar()
+    if version_id is None:
+        raise VersionNotFound(model_name=model_name, version=reference)
+    return store.version(model, version_id)
+
+
+def list_versions(store: Store, model_name: str, limit: int, before_seq: int | None = None) -> list[VersionRecord]:
+    """The model's history, newest first."""
+    model = store.model(model_name)
+    query = select(VersionRow.__table__).where(VersionRow.model_id == model.id)
+    if before_seq is not None:
+        query = query.where(VersionRow.seq < before_seq)
+    with store.database.read() as connection:
+        rows = connection.execute(query.order_by(VersionRow.seq.desc()).limit(limit)).all()
+    return [_record_from_row(row, row.id == model.serving.id) for row in rows]
+
+
+def rollback_model(store: Store, model_name: str, reference: str, by: Actor) -> Model:
+    """Serve an earlier version until the files change again.
+
+    Raises:
+        ModelNotFound, VersionNotFound
+        ReadOnly: this instance changes nothing.
+    """
+    store.check_writable()
+    with store.changing(model_name):
+        version = resolve_version(store, model_name, reference)
+        model = store.model(model_name)
+        if version.id != model.serving.id:
+            at = text_from_datetime(store.now())
+            with store.database.write() as connection:
+                append_serving(
+                    connection,
+                    model_id=model.id,
+                    version_id=version.id,
+                    version_label=version.label,
+                    since=at,
+                    reason="rolled_back",
+                )
+                detail = {"from": model.serving.label, "to": version.label}
+                record_audit(connection, at=at, actor=by.name, action="model.rolled_back", target=model_name,
+                             detail=detail, request_id=by.request_id)  # fmt: skip
+            model = store.reload_model(model_name)
+            store.plugins.notify(Event(kind="version_served", model_name=model_name, version=version.label))
+        return model
+
+
+def append_serving(connection: Connection, **values: Any) -> None:
+    """From `since` on the model serves that version; `values` are ServingRow's columns without the id."""
+    connection.execute(insert(ServingRow).values(values))
+
+
+def apply_retention(store: Store) -> int:
+    """Let go of versions beyond `keep_versions` that are older than `keep_days`, never the newest nor the one served.
+
+    Returns:
+        how many versions went; their groups and blobs go where no other version has them.
+    """
+    oldest = text_from_datetime(store.now() - timedelta(days=store.settings.keep_days))
+    dropped = 0
+    for model in store.catalog.models.values():
+        with store.changing(model.name), store.database.write() as connection:
+            seqs = connection.execute(
+                select(VersionRow.seq).where(VersionRow.model_id == model.id).order_by(VersionRow.seq.desc())
+            ).scalars().all()  # fmt: skip
+            kept = set(seqs[: store.settings.keep_versions])
+            served = _served_version_id(connection, model.id)
+            doomed = connection.execute(
+                delete(VersionRow).where(
+                    VersionRow.model_id == model.id,
+                    VersionRow.seq.not_in(kept),
+                    VersionRow.created_at < oldest,
+                    VersionRow.id != served,
+                )
+            ).rowcount
+            if doomed:
+                _drop_memberships_of_no_version(connection, model.id)
+                dropped += doomed
+    if dropped:
+        with store.database.write() as connection:
+            delete_orphan_blobs(connection)
+            record_audit(connection, at=text_from_datetime(store.now()), actor="mmserver", action="versions.dropped",
+                         target="*", detail={"versions": dropped}, request_id=None)  # fmt: skip
+    return dropped
+
+
+def _drop_memberships_of_no_version(connection: Connection, model_id: int) -> None:
+    """Memberships whose whole interval holds no version any more."""
+    within = (
+        select(VersionRow.id)
+        .where(
+            VersionRow.model_id == MembershipRow.model_id,
+            VersionRow.seq >= MembershipRow.first_seq,
+            or_(MembershipRow.last_seq.is_(None), VersionRow.seq <= MembershipRow.last_seq),
+        )
+        .exists()
+    )
+    connection.execute(delete(MembershipRow).where(MembershipRow.model_id == model_id, ~within))
+
+
+def _served_version_id(connection: Connection, model_id: int) -> int | None:
+    return connection.execute(
+        select(ServingRow.version_id).where(ServingRow.model_id == model_id).order_by(ServingRow.id.desc()).limit(1)
+    ).scalar_one()
+
+
+def _version_id_as_of(store: Store, model: Model, reference: str | None, as_of: datetime) -> int:
+    at = text_from_datetime(as_of)
+    missing = VersionNotFound(model_name=model.name, version=f"{reference or LATEST} as of {at}")
+    with store.database.read() as connection:
+        if reference is None or reference == LATEST:
+            served = connection.execute(
+                select(ServingRow.version_id, ServingRow.version_label)
+                .where(ServingRow.model_id == model.id, ServingRow.since <= at)
+                .order_by(ServingRow.id.desc())
+                .limit(1)
+            ).one_or_none()
+            if served is not None and served.version_id is None:
+                raise VersionNotFound(
+                    model_name=model.name, version=f"{served.version_label} any more (retention let it go)"
+                )
+            found = served.version_id if served else None
+        else:
+            found = connection.execute(
+                select(VersionRow.id).where(
+                    VersionRow.model_id == model.id, VersionRow.label == reference, VersionRow.created_at <= at
+                )
+            ).scalar()
+    if found is None:
+        raise missing
+    return int(found)
+
+
+def _record_from_row(row: Row[Any], is_serving: bool) -> VersionRecord:
+    def keys(text: str) -> tuple[str, ...]:
+        return msgspec.json.decode(text, type=tuple[str, ...])
+
+    return VersionRecord(
+        seq=row.seq,
+        label=row.label,
+        created_at=datetime_from_text(row.created_at),
+        reason=row.reason,
+        added=keys(row.added),
+        removed=keys(row.removed),
+        updated=keys(row.updated),
+        is_serving=is_serving,
+    )

@@ -1,0 +1,194 @@
+"""Building catalog values from rows; whatever is unchanged since the previous catalog is shared with it, not built again."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, or_, select
+
+from mmserver.catalog.catalog import Catalog, Group, Model, Refusal, Venue, Version
+from mmserver.catalog.symbols import comparable_symbol
+from mmserver.storage.tables import (
+    FactorListRow,
+    GroupRow,
+    MembershipRow,
+    ModelRow,
+    RefusalRow,
+    ServingRow,
+    VenueQuantilesRow,
+    VenueRow,
+    VersionRow,
+)
+from mmserver.storage.times import datetime_from_text
+
+_IDS_A_QUERY = 5000  # below SQLite's limit of bound values in one statement
+
+
+def load_catalog(connection: Connection, previous: Catalog) -> Catalog:
+    """Everything that is served now."""
+    rows = connection.execute(select(ModelRow.__table__).order_by(ModelRow.name)).all()
+    models = {row.name: load_model(connection, row, previous.models.get(row.name)) for row in rows}
+    return Catalog(models=MappingProxyType(models), venues=load_venues(connection, previous.venues))
+
+
+def load_model(connection: Connection, row: Row[Any], previous: Model | None) -> Model:
+    """One model with the version it serves; `row` is its row of `models`."""
+    if previous is not None and previous.id != row.id:
+        previous = None
+    serving_id = connection.execute(
+        select(ServingRow.version_id).where(ServingRow.model_id == row.id).order_by(ServingRow.id.desc()).limit(1)
+    ).scalar_one()
+    newest_label = connection.execute(
+        select(VersionRow.label).where(VersionRow.model_id == row.id).order_by(VersionRow.seq.desc()).limit(1)
+    ).scalar_one()
+    if previous is not None and previous.serving.id == serving_id:
+        serving = previous.serving
+    else:
+        serving = load_version(connection, row.name, serving_id, previous.serving if previous else None)
+    return Model(
+        id=row.id,
+        name=row.name,
+        root_path=row.root_path,
+        status=row.status,
+        error=row.error,
+        registered_at=datetime_from_text(row.registered_at),
+        refreshed_at=datetime_from_text(row.refreshed_at),
+        serving=serving,
+        newest_label=newest_label,
+        refusals=_refusals(connection, row.id),
+    )
+
+
+def load_version(connection: Connection, model_name: str, version_id: int, near: Version | None = None) -> Version:
+    """One version with all its groups; groups that `near` has too are taken from it."""
+    row = connection.execute(select(VersionRow.__table__).where(VersionRow.id == version_id)).one()
+    ids = group_ids(connection, row.model_id, row.seq)
+    known = {group.id: group for group in near.groups.values()} if near else {}
+    known.update(load_groups(connection, [group_id for group_id in ids if group_id not in known]))
+    groups = {group.group_key: group for group in sorted((known[i] for i in ids), key=lambda group: group.group_key)}
+    return Version(
+        id=row.id,
+        model_name=model_name,
+        seq=row.seq,
+        label=row.label,
+        sha256=row.sha256,
+        created_at=datetime_from_text(row.created_at),
+        reason=row.reason,
+        groups=MappingProxyType(groups),
+        group_keys_by_symbol=MappingProxyType(group_keys_by_symbol(groups.values())),
+        factors=union_of_factors(groups.values()),
+    )
+
+
+def group_ids(connection: Connection, model_id: int, seq: int) -> Sequence[int]:
+    """The ids of the groups that belonged to the model in its version `seq`."""
+    return (
+        connection.execute(
+            select(MembershipRow.group_id).where(
+                MembershipRow.model_id == model_id,
+                MembershipRow.first_seq <= seq,
+                or_(MembershipRow.last_seq.is_(None), MembershipRow.last_seq >= seq),
+            )
+        )
+        .scalars()
+        .all()
+    )
+
+
+def load_groups(connection: Connection, ids: Sequence[int]) -> dict[int, Group]:
+    """Groups by id."""
+    groups: dict[int, Group] = {}
+    factor_lists: dict[str, tuple[str, ...]] = {}
+    for start in range(0, len(ids), _IDS_A_QUERY):
+        rows = connection.execute(
+            select(GroupRow.__table__).where(GroupRow.id.in_(ids[start : start + _IDS_A_QUERY]))
+        ).all()
+        missing = {row.factors_sha256 for row in rows} - factor_lists.keys()
+        factor_lists.update(_load_factor_lists(connection, missing))
+        groups.update((row.id, _group_from_row(row, factor_lists[row.factors_sha256])) for row in rows)
+    return groups
+
+
+def group_keys_by_symbol(groups: Iterable[Group]) -> dict[str, tuple[str, ...]]:
+    """Group keys by the comparison form of their symbol."""
+    keys: dict[str, tuple[str, ...]] = {}
+    for group in groups:
+        symbol = comparable_symbol(group.symbol)
+        keys[symbol] = (*keys.get(symbol, ()), group.group_key)
+    return keys
+
+
+def union_of_factors(groups: Iterable[Group]) -> tuple[str, ...]:
+    """All factors, each once, in order of first appearance; groups that share a list are looked at once."""
+    distinct = {id(group.factors): group.factors for group in groups}
+    return tuple(dict.fromkeys(factor for factors in distinct.values() for factor in factors))
+
+
+def load_venues(connection: Connection, previous: Mapping[str, Venue]) -> Mapping[str, Venue]:
+    """All venues with the thresholds that are in force."""
+    query = select(VenueRow.__table__, VenueQuantilesRow.symbols).join(
+        VenueQuantilesRow, VenueQuantilesRow.id == VenueRow.quantiles_id
+    )
+    venues: dict[str, Venue] = {}
+    for row in connection.execute(query.order_by(VenueRow.name)):
+        symbols = msgspec.json.decode(row.symbols, type=dict[str, tuple[float, float]])
+        venue = Venue(
+            name=row.name,
+            pkl_path=row.pkl_path,
+            updated_at=datetime_from_text(row.updated_at),
+            status=row.status,
+            error=row.error,
+            symbols=MappingProxyType(symbols),
+            symbol_by_comparable=MappingProxyType({comparable_symbol(symbol): symbol for symbol in symbols}),
+        )
+        known = previous.get(venue.name)
+        venues[venue.name] = known if known == venue else venue
+    return MappingProxyType(venues)
+
+
+def _load_factor_lists(connection: Connection, hashes: set[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    pending = list(hashes)
+    for start in range(0, len(pending), _IDS_A_QUERY):
+        rows = connection.execute(
+            select(FactorListRow.__table__).where(FactorListRow.sha256.in_(pending[start : start + _IDS_A_QUERY]))
+        )
+        found.update((row.sha256, msgspec.json.decode(row.factors, type=tuple[str, ...])) for row in rows)
+    return found
+
+
+def _group_from_row(row: Row[Any], factors: tuple[str, ...]) -> Group:
+    return Group(
+        id=row.id,
+        sha256=row.sha256,
+        group_key=row.group_key,
+        symbol=row.symbol,
+        return_name=row.return_name,
+        dim=row.dim,
+        factors=factors,
+        train_samples=row.train_samples,
+        ic_mean=row.ic_mean,
+        detail_sha256=row.detail_sha256,
+        payload_sha256=row.payload_sha256,
+        manifest_sha256=row.manifest_sha256,
+        no_model_reason=row.no_model_reason,
+        integrity=row.integrity,
+    )
+
+
+def _refusals(connection: Connection, model_id: int) -> tuple[Refusal, ...]:
+    rows = connection.execute(
+        select(RefusalRow.__table__).where(RefusalRow.model_id == model_id).order_by(RefusalRow.group_key)
+    )
+    return tuple(
+        Refusal(
+            group_key=row.group_key,
+            file=row.file,
+            reason=row.reason,
+            detail=row.detail,
+            since=datetime_from_text(row.since),
+            attempts=row.attempts,
+        )
+        for row in rows
+    )

@@ -1,0 +1,81 @@
+"""XGBoost models as JSON: `_model.json` files, giving any XGBoost model as JSON or UBJSON, and running it with XGBoost."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mmserver import (
+    Artifact,
+    ArtifactFormat,
+    Converter,
+    FloatRows,
+    ModelFile,
+    Predictor,
+    document_from_bytes,
+    hookimpl,
+    model_file_from_document,
+    scikit_learn_attributes,
+    ubjson_from_model_file,
+)
+
+KIND = "xgboost"
+
+
+def parse_model_json(artifact: Artifact) -> ModelFile:
+    """A file that `save_model` wrote; saved by a scikit-learn wrapper, it predicts with its best iteration only."""
+    document = document_from_bytes(artifact.data)
+    return model_file_from_document(document, uses_best_iteration=scikit_learn_attributes(document) is not None)
+
+
+def model_as_json(model: ModelFile) -> bytes:
+    """XGBoost JSON text."""
+    return model.content
+
+
+class XgboostPredictor:
+    """A Booster on one thread; XGBoost's inplace prediction is safe for many callers."""
+
+    def __init__(self, model: ModelFile) -> None:
+        import xgboost
+
+        self._booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(model.content))
+        self._missing = np.float32(model.missing) if model.missing is not None else None
+        self.n_features = model.n_features
+        self.size_bytes = 3 * len(model.content)
+
+    def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
+        """`margin`: the leaves' sums; `prediction`: values, or the probabilities of the classes (of the second, for two)."""
+        if self._missing is not None:
+            rows = np.where(rows == self._missing, np.float32(np.nan), rows)
+        margin = self._booster.inplace_predict(rows, predict_type="margin", validate_features=False)
+        prediction = self._booster.inplace_predict(rows, predict_type="value", validate_features=False)
+        return {"margin": _as_table(margin, len(rows)), "prediction": _as_table(prediction, len(rows))}
+
+
+def _as_table(values: FloatRows, n_rows: int) -> FloatRows:
+    return np.ascontiguousarray(values, dtype=np.float32).reshape(n_rows, -1)
+
+
+@hookimpl
+def mmserver_formats() -> list[ArtifactFormat]:
+    """Claims `_model.json`, the same model as `_model.pkl` in another form."""
+    return [
+        ArtifactFormat(
+            name="xgboost_json", suffix="_model.json", role="model", parse=parse_model_json, derived_from="pkl_model"
+        )
+    ]
+
+
+@hookimpl
+def mmserver_converters() -> list[Converter]:
+    """JSON and UBJSON for every XGBoost model, whichever file it came in."""
+    return [
+        Converter(kind=KIND, target="json", media_type="application/json", convert=model_as_json),
+        Converter(kind=KIND, target="ubj", media_type="application/vnd.xgboost.ubj", convert=ubjson_from_model_file),
+    ]
+
+
+@hookimpl
+def mmserver_load_predictor(model: ModelFile) -> Predictor | None:
+    """XGBoost itself."""
+    return XgboostPredictor(model) if model.kind == KIND else None
