@@ -10,11 +10,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
     "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
+
+# Without it SQLite gives the id of the last deleted row to the next one, and a cache by id in another process is then wrong.
+NEVER_REUSE_IDS = {"sqlite_autoincrement": True}
 
 
 class Row(DeclarativeBase):
@@ -47,6 +50,7 @@ class ModelRow(Row):
     """A name that predicts; `kind` says how it gets its versions."""
 
     __tablename__ = "models"
+    __table_args__ = NEVER_REUSE_IDS
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(Text, unique=True)
@@ -75,6 +79,7 @@ class GroupRow(Row):
     """
 
     __tablename__ = "groups"
+    __table_args__ = NEVER_REUSE_IDS
 
     id: Mapped[int] = mapped_column(primary_key=True)
     sha256: Mapped[str] = mapped_column(Text, unique=True)
@@ -84,10 +89,14 @@ class GroupRow(Row):
     dim: Mapped[int]
     train_samples: Mapped[int | None]
     ic_mean: Mapped[float | None]
-    factors_sha256: Mapped[str] = mapped_column(ForeignKey("factor_lists.sha256"))
-    detail_sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"))  # ic_table, info, artifacts, model summary
-    payload_sha256: Mapped[str | None] = mapped_column(ForeignKey("blobs.sha256"))  # null: no model to serve
-    manifest_sha256: Mapped[str | None] = mapped_column(ForeignKey("blobs.sha256"))
+    factors_sha256: Mapped[str] = mapped_column(ForeignKey("factor_lists.sha256"), index=True)
+    detail_sha256: Mapped[str] = mapped_column(
+        ForeignKey("blobs.sha256"), index=True
+    )  # ic_table, info, artifacts, model summary
+    payload_sha256: Mapped[str | None] = mapped_column(
+        ForeignKey("blobs.sha256"), index=True
+    )  # null: no model to serve
+    manifest_sha256: Mapped[str | None] = mapped_column(ForeignKey("blobs.sha256"), index=True)
     no_model_reason: Mapped[str | None] = mapped_column(Text)
     integrity: Mapped[str] = mapped_column(Text)  # "verified" by a producer's manifest | "unverified"
 
@@ -100,7 +109,7 @@ class GroupFileRow(Row):
     group_id: Mapped[int] = mapped_column(ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True)
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     role: Mapped[str] = mapped_column(Text)
-    sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"))
+    sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"), index=True)
     size_bytes: Mapped[int]
 
 
@@ -108,7 +117,7 @@ class VersionRow(Row):
     """One immutable state of a model. `added`, `removed`, `updated` are JSON arrays of group keys against the one before."""
 
     __tablename__ = "versions"
-    __table_args__ = (UniqueConstraint("model_id", "seq"), UniqueConstraint("model_id", "label"))
+    __table_args__ = (UniqueConstraint("model_id", "seq"), UniqueConstraint("model_id", "label"), NEVER_REUSE_IDS)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"))
@@ -129,7 +138,10 @@ class MembershipRow(Row):
     """A group belonged to a model in versions first_seq … last_seq; last_seq null: it still does."""
 
     __tablename__ = "memberships"
-    __table_args__ = (Index("ix_memberships_model_last", "model_id", "last_seq"), Index("ix_memberships_group", "group_id"))
+    __table_args__ = (
+        Index("ix_memberships_model_last", "model_id", "last_seq"),
+        Index("ix_memberships_group", "group_id"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"))
@@ -145,7 +157,8 @@ class ServingRow(Row):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"), index=True)
-    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), index=True)
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", ondelete="SET NULL"), index=True)
+    version_label: Mapped[str] = mapped_column(Text)  # still there when retention has taken the version away
     since: Mapped[str] = mapped_column(Text)
     reason: Mapped[str] = mapped_column(Text)  # "registered" | "refreshed" | "rolled_back"
 
@@ -200,6 +213,7 @@ class VenueQuantilesRow(Row):
     """One table of thresholds, never overwritten. `symbols` is JSON {symbol: [medium, large]}, in quote notional."""
 
     __tablename__ = "venue_quantiles"
+    __table_args__ = NEVER_REUSE_IDS
 
     id: Mapped[int] = mapped_column(primary_key=True)
     venue: Mapped[str] = mapped_column(Text, index=True)
@@ -212,6 +226,7 @@ class AuditRow(Row):
     """One row for each change, written in the change's own transaction; order is by id, not by time."""
 
     __tablename__ = "audit"
+    __table_args__ = NEVER_REUSE_IDS
 
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[str] = mapped_column(Text)
