@@ -156,6 +156,13 @@ class BlobNotFound(NotFound):
     template = "no blob has the SHA-256 {sha256}"
 
 
+class DatabaseNotFound(NotFound):
+    """The data directory has no database."""
+
+    code = "database_not_found"
+    template = "no database is in {data_dir} yet; the first start makes it, or: mmserver db upgrade"
+
+
 class SnapshotNotFound(NotFound):
     """No such snapshot file."""
 
