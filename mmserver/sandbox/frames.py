@@ -23,8 +23,8 @@ import msgspec
 from mmserver.sandbox.limits import JobLimits
 
 LENGTH = struct.Struct("!Q")
-STATUS = struct.Struct("!BiddQ")
-"""Kind, wait status or errno, CPU time in seconds, wall time in seconds, peak resident bytes."""
+STATUS = struct.Struct("!BidQ")
+"""Kind, wait status or errno, CPU time in seconds, peak resident bytes."""
 
 STATUS_ENDED = 0
 STATUS_NOT_FORKED = 1

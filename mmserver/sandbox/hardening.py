@@ -20,6 +20,7 @@ NOBODY = 65534
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x20080522
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
 # Landlock's calls have the same numbers on every architecture.
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
@@ -54,6 +55,7 @@ class Hardener:
         self._take("namespaces", self._root_leaves_namespaces if as_root else self._user_leaves_namespaces)
         if as_root:
             self._take("unprivileged", self._become_nobody)
+        self._take("no_capabilities", self._drop_capabilities)
         self._take("no_new_privs", lambda: self._prctl(_PR_SET_NO_NEW_PRIVS, 1))
         self._take("landlock", self._renounce_files)
         self._take("not_dumpable", lambda: self._prctl(_PR_SET_DUMPABLE, 0))
@@ -97,6 +99,12 @@ class Hardener:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
+
+    def _drop_capabilities(self) -> None:
+        """None are left, nor those that a new user namespace gives over itself."""
+        header, nothing = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
+        if self._libc.capset(header, nothing) != 0:
+            raise OSError(ctypes.get_errno(), "capset")
 
     def _unshare(self, flags: int) -> None:
         if self._libc.unshare(flags) != 0:

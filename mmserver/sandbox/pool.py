@@ -39,7 +39,8 @@ class Sandbox:
         """Say what is to be run.
 
         handlers: "package.module:function"; the zygote calls the function with `options` (JSON values) and gets the handlers
-            by name, each from request bytes to result bytes. What the function imports is trusted.
+            by name, each from request bytes to result bytes. What the function imports is trusted, and it imports everything
+            that a job will need: a child opens no file, so a module that it asks for first is not found.
         extra_paths: directories that the zygote imports from, after this process's own.
         """
         self._setup = Setup(
@@ -53,6 +54,7 @@ class Sandbox:
         self._testing = threading.Lock()
         self._zygote: ZygoteProcess | None = None
         self._started_at_s: deque[float] = deque(maxlen=MAX_STARTS)
+        self._last_problem = "it died"
         self._level: SandboxLevel | None = None
         self._is_closed = False
 
@@ -115,14 +117,21 @@ class Sandbox:
                 self._zygote = None
             if self._zygote is None:
                 self._count_start()
-                self._zygote = ZygoteProcess(self._setup)
+                self._zygote = self._new_zygote()
             return self._zygote
 
-    def _count_start(self) -> None:
+    def _new_zygote(self) -> ZygoteProcess:
         now_s = time.monotonic()
         if len(self._started_at_s) == MAX_STARTS and now_s - self._started_at_s[0] < STARTS_WINDOW_S:
-            raise SandboxUnavailable(reason=f"it died {MAX_STARTS} times within {STARTS_WINDOW_S:g} s")
+            raise SandboxUnavailable(
+                reason=f"{MAX_STARTS} starts within {STARTS_WINDOW_S:g} s were not enough; the last: {self._last_problem}"
+            )
         self._started_at_s.append(now_s)
+        try:
+            return ZygoteProcess(self._setup)
+        except SandboxUnavailable as error:
+            self._last_problem = str(error.values["reason"])
+            raise
 
     def _discard(self, zygote: ZygoteProcess) -> None:
         with self._starting:

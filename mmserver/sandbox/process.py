@@ -16,7 +16,7 @@ from mmserver.sandbox import frames
 from mmserver.sandbox.limits import JobLimits
 
 START_TIMEOUT_S = 60.0
-_END_TIMEOUT_S = 5.0
+_END_TIMEOUT_S = 3.0
 """How long a zygote may take to kill and report a child, or to end; after that it is killed itself."""
 _STDERR_BYTES = 4096
 _BOOT = "import sys; sys.path.extend(p for p in sys.argv[1:] if p not in sys.path); import mmserver.sandbox.zygote as z; z.main()"
@@ -117,7 +117,7 @@ class ZygoteProcess:
                 record = b""
         if len(record) < frames.STATUS.size:
             raise ZygoteDiedError
-        kind, number, cpu_s, _, peak_bytes = frames.STATUS.unpack(record)
+        kind, number, cpu_s, peak_bytes = frames.STATUS.unpack(record)
         if kind == frames.STATUS_NOT_FORKED:
             raise SandboxUnavailable(reason=f"no process can be forked: {os.strerror(number)}")
         return _how(number, cpu_s, peak_bytes, limits)

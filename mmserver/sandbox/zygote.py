@@ -6,6 +6,7 @@ It ends, and all its children with it, when the server's end of the control sock
 lie in its own answer only.
 """
 
+import codecs
 import contextlib
 import gc
 import importlib
@@ -17,7 +18,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
 import msgspec
@@ -32,6 +32,18 @@ SETUP_LIMIT_S = 120
 MAX_SETUP_BYTES = 16 << 20
 MAX_TEXT = 2000
 _JOB_FD = 3
+_ENCODINGS = (
+    "ascii",
+    "latin-1",
+    "utf-8",
+    "utf-16",
+    "utf-16-le",
+    "utf-16-be",
+    "utf-32",
+    "utf-32-le",
+    "utf-32-be",
+    "cp1252",
+)
 
 Handlers = Mapping[str, Callable[[bytes], bytes]]
 
@@ -58,6 +70,9 @@ def main() -> None:
             return
         control.settimeout(None)
         signal.alarm(0)
+        # A child opens no file, so what Python would import on first use must be here.
+        for encoding in _ENCODINGS:
+            codecs.lookup(encoding)
         gc.collect()
         gc.freeze()
         _Zygote(control, null, handlers, hardener).serve()
@@ -79,12 +94,6 @@ def _n_threads() -> int:
         return 1
 
 
-@dataclass(slots=True)
-class _Job:
-    status_fd: int
-    started_s: float
-
-
 class _Zygote:
     """The loop of the zygote: take jobs, kill those given up, report those that ended."""
 
@@ -94,7 +103,7 @@ class _Zygote:
         self._handlers = handlers
         self._hardener = hardener
         self._pid = os.getpid()
-        self._jobs: dict[int, _Job] = {}
+        self._status_fds: dict[int, int] = {}
         self._poller = select.poll()
         self._poller.register(control, select.POLLIN)
         # SIGCHLD writes to the pipe; a pidfd would be simpler, but not every kernel has it.
@@ -116,9 +125,10 @@ class _Zygote:
                 else:
                     self._give_up(fd)
             self._report_ended()
-        for pid, job in list(self._jobs.items()):
+        # Nothing is reported of these: the server shall see that the zygote ended, not that the jobs failed.
+        for pid in self._status_fds:
             _kill(pid)
-            self._report(pid, job)
+            os.waitpid(pid, 0)
 
     def _take_job(self) -> bool:
         _, fds, _, _ = socket.recv_fds(self._control, 1, 2)
@@ -128,39 +138,37 @@ class _Zygote:
         try:
             pid = os.fork()
         except OSError as error:
-            _send(status_fd, frames.STATUS.pack(frames.STATUS_NOT_FORKED, error.errno or 0, 0.0, 0.0, 0))
+            _send(status_fd, frames.STATUS.pack(frames.STATUS_NOT_FORKED, error.errno or 0, 0.0, 0))
             os.close(status_fd)
         else:
             if pid == 0:
                 self._run_child(job_fd)
-            self._jobs[pid] = _Job(status_fd, time.monotonic())
+            self._status_fds[pid] = status_fd
             self._poller.register(status_fd, select.POLLIN)
         os.close(job_fd)
         return True
 
     def _give_up(self, status_fd: int) -> None:
         self._poller.unregister(status_fd)
-        for pid, job in self._jobs.items():
-            if job.status_fd == status_fd:
+        for pid, known_fd in self._status_fds.items():
+            if known_fd == status_fd:
                 _kill(pid)
 
     def _report_ended(self) -> None:
-        for pid, job in list(self._jobs.items()):
+        for pid in list(self._status_fds):
             # WNOWAIT keeps the process id taken until its group was killed too.
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 _kill(pid)
-                self._report(pid, job)
+                self._report(pid)
 
-    def _report(self, pid: int, job: _Job) -> None:
+    def _report(self, pid: int) -> None:
         _, wait_status, usage = os.wait4(pid, 0)
-        cpu_s = usage.ru_utime + usage.ru_stime
-        wall_s = time.monotonic() - job.started_s
-        peak_bytes = usage.ru_maxrss << 10
-        _send(job.status_fd, frames.STATUS.pack(frames.STATUS_ENDED, wait_status, cpu_s, wall_s, peak_bytes))
+        cpu_s, peak_bytes = usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
+        status_fd = self._status_fds.pop(pid)
+        _send(status_fd, frames.STATUS.pack(frames.STATUS_ENDED, wait_status, cpu_s, peak_bytes))
         with contextlib.suppress(KeyError):
-            self._poller.unregister(job.status_fd)
-        os.close(job.status_fd)
-        del self._jobs[pid]
+            self._poller.unregister(status_fd)
+        os.close(status_fd)
 
     def _run_child(self, job_fd: int) -> NoReturn:
         """Everything here happens in the child, which never returns to the loop."""
