@@ -56,16 +56,16 @@ def _dtype(machine: Machine, args: tuple[Value, ...]) -> Pending:
     if not args or type(args[0]) is not str or any(type(flag) not in (bool, int) for flag in args[1:]):
         raise malformed("numpy.dtype with unexpected arguments")
     code = args[0]
-    return Pending("numpy.dtype", lambda _, state: _finish_dtype(code, state))
+    return Pending("numpy.dtype", lambda machine, state: _finish_dtype(machine, code, state))
 
 
-def _finish_dtype(code: str, state: Value) -> Dtype:
+def _finish_dtype(machine: Machine, code: str, state: Value) -> Dtype:
     if type(state) is not tuple or not 8 <= len(state) <= 9 or not is_text(state[1], "<", ">", "|", "="):
         raise malformed(f"the state of dtype {code!r}")
     _, order, base, names, fields = state[:5]
     if _VOID.fullmatch(code):
         size = int(code[1:])
-        return _subarray(base, size) if base is not None else _structure(names, fields, size)
+        return _subarray(base, size) if base is not None else _structure(machine, names, fields, size)
     if base is not None or names is not None or fields is not None:
         raise malformed(f"dtype {code!r} with fields")
     if code in ("O8", "O4", "O"):
@@ -94,9 +94,10 @@ def _unit(metadata: tuple[Value, ...]) -> str:
     return f"[{number}{unit}]" if number != 1 else f"[{unit}]"
 
 
-def _structure(names: Value, fields: Value, size: int) -> Dtype:
+def _structure(machine: Machine, names: Value, fields: Value, size: int) -> Dtype:
     if type(names) is not tuple or type(fields) is not dict or not names or len(names) != len(fields):
         raise malformed("a void dtype without consistent fields")
+    machine.budget.spend_ops(len(names))
     parts: list[tuple[str, Dtype]] = []
     offset = 0
     for name in names:

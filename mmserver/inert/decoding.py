@@ -47,7 +47,12 @@ def decode(data: bytes, limits: Limits | None = None) -> Value:
 
 def _decode_plain(data: bytes, budget: Budget) -> Value:
     machine = Machine(data, 0, budget, find_global)
-    value = machine.run()
+    try:
+        value = machine.run()
+    except Undecodable as error:
+        if machine.outermost is None or error.reason not in ("unsupported", "forbidden_global"):
+            raise
+        raise Undecodable(error.reason, f"{error.detail} (within a {machine.outermost})") from error
     if machine.pos != len(data):
         raise Undecodable("trailing_data", f"{len(data) - machine.pos} bytes follow the end of the pickle")
     check_graph(value, budget.limits)

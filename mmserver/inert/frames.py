@@ -39,8 +39,11 @@ def _block(_: Machine, args: tuple[Value, ...]) -> _Block:
     return _Block(args[0], args[1])
 
 
-def _manager(_: Machine, args: tuple[Value, ...]) -> _Manager:
-    if len(args) != 2 or type(args[0]) is not tuple or any(type(block) is not _Block for block in args[0]):
+def _manager(machine: Machine, args: tuple[Value, ...]) -> _Manager:
+    if len(args) != 2 or type(args[0]) is not tuple:
+        raise malformed("a pandas block manager with unexpected arguments")
+    machine.budget.spend_ops(len(args[0]))
+    if any(type(block) is not _Block for block in args[0]):
         raise malformed("a pandas block manager with unexpected arguments")
     return _Manager(_axes(args[1], 2), args[0])
 
@@ -93,7 +96,7 @@ def _finish_frame(machine: Machine, state: Value) -> Frame:
     if type(manager) is not _Manager or len(manager.axes) != 2:
         raise malformed("a DataFrame without its block manager")
     columns, index = manager.axes
-    machine.budget.spend_ops(len(columns))
+    machine.budget.spend_ops(len(columns) + len(manager.blocks))
     placed: dict[int, Column] = {}
     for block in manager.blocks:
         for place, column in zip(_places(block.places, len(columns)), _split(machine, block.values), strict=True):
@@ -113,7 +116,7 @@ def _places(places: Value, n_columns: int) -> list[int]:
         if any(type(part) is not int for part in parts) or places.step == 0:
             raise malformed("the placement of a block")
         span = range(*parts)
-        if span and (len(span) > n_columns or not 0 <= min(span) <= max(span) < n_columns):
+        if span and (len(span) > n_columns or min(span[0], span[-1]) < 0 or max(span[0], span[-1]) >= n_columns):
             raise malformed("a block placed beyond the columns")
         return list(span)
     if type(places) is not np.ndarray or places.ndim != 1 or places.dtype.kind != "i":

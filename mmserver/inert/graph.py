@@ -52,6 +52,8 @@ def check_graph(root: Value, limits: Limits) -> None:
             raise Undecodable("too_complex", "a value that contains itself")
         elif id(value) not in measured and not _is_leaf(value):
             entered.add(id(value))
+            if len(entered) > limits.max_depth:
+                raise Undecodable("too_complex", f"nested deeper than {limits.max_depth}")
             todo.append((value, True))
             if not _has_only_leaves(value):
                 todo.extend((child, False) for child in _children(value) if type(child) not in _LEAVES)

@@ -73,7 +73,7 @@ class _Renderer:
         return render(self, value, depth)
 
     def _integer(self, value: int, _: int) -> int | str:
-        return value if value in _JSON_INTEGERS else hex(value)
+        return value if value in _JSON_INTEGERS else str(value)
 
     def _float(self, value: float, _: int) -> float | None:
         return value if math.isfinite(value) else None
@@ -182,7 +182,8 @@ class _Renderer:
         return self._column(value.values, value.dtype, depth)
 
     def _series(self, value: Series, depth: int) -> dict[str, Any]:
-        return self._mapping(self._index(value.index, depth), self._column(value.values, value.dtype, depth))
+        keys = value.index.values if isinstance(value.index.values, list) else self._index(value.index, depth)
+        return self._mapping(keys, self._column(value.values, value.dtype, depth))
 
     def _frame(self, value: Frame, depth: int) -> dict[str, Any]:
         columns = [self._column(data, dtype, depth) for data, dtype in zip(value.data, value.dtypes, strict=True)]

@@ -13,6 +13,9 @@ from mmserver.inert.records import Instance, Value
 _OPS_PER_CHECK = 2048
 _ITEMS_PER_CHECK = 256
 _MAX_NAME_BYTES = 255
+_MAX_ARGS = 64
+_SET_BYTES = 216  # of memory, where the opcode is one byte
+_OBJECT_BYTES = 256
 _PROTOCOLS = range(2, 6)
 
 
@@ -50,7 +53,8 @@ class Machine:
         self.pos = pos
         self.budget = budget
         self.depth = depth
-        self.keys = KeyGuard()
+        self.outermost: str | None = None
+        self._keys = KeyGuard()
         self._find_global = find_global
         self._stack: list[Value] = []
         self._marks: list[list[Value]] = []
@@ -102,6 +106,7 @@ class Machine:
     def opened(self, instance: Instance) -> Instance:
         """Hand out an instance that may be given its state once."""
         self._fresh[id(instance)] = instance
+        self.outermost = self.outermost or instance.global_name
         return instance
 
     # --- framing ------------------------------------------------------------------------------------------------------
@@ -225,6 +230,7 @@ class Machine:
         self._stack.append({})
 
     def _empty_set(self) -> None:
+        self.budget.spend_bytes(_SET_BYTES)
         self._stack.append(set())
 
     def _append(self) -> None:
@@ -265,7 +271,7 @@ class Machine:
             raise Undecodable("malformed", "a dict key without a value")
         for start in range(0, len(items), 2 * _ITEMS_PER_CHECK):
             for at in range(start, min(start + 2 * _ITEMS_PER_CHECK, len(items)), 2):
-                self.keys.check(target, items[at])
+                self._keys.check(target, items[at])
                 target[items[at]] = items[at + 1]
             if start:
                 self.budget.check_time()
@@ -274,7 +280,7 @@ class Machine:
         """Put items into a set, in steps short enough to notice the deadline between them."""
         for start in range(0, len(items), _ITEMS_PER_CHECK):
             for item in items[start : start + _ITEMS_PER_CHECK]:
-                self.keys.check(target, item)
+                self._keys.check(target, item)
                 target.add(item)
             if start:
                 self.budget.check_time()
@@ -344,6 +350,9 @@ class Machine:
         if type(what) is not Global or type(args) is not tuple:
             raise Undecodable("malformed", f"{how} on a {type(what).__name__} with a {type(args).__name__}")
         maker = what.reduce if how == "reduce" else what.new
+        if len(args) > _MAX_ARGS:
+            raise Undecodable("malformed", f"{what.name} with {len(args)} arguments")
+        self.budget.spend_bytes(_OBJECT_BYTES)
         if maker is None:
             raise Undecodable("unsupported", f"{what.name} made by {how.upper()}")
         return maker(self, args)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmserver.errors import Undecodable
-from mmserver.inert import arrays, frames, pandas_arrays, plain
+from mmserver.inert import arrays, arrow_text, frames, pandas_arrays, plain
 from mmserver.inert.arrays import bytes_from, malformed
 from mmserver.inert.machine import Global, Machine, Maker, Pending
 from mmserver.inert.pandas_arrays import key_from_name
@@ -72,14 +72,16 @@ def _without_args(name: str) -> Maker:
     return make
 
 
-def _booster(_: Machine, args: tuple[Value, ...]) -> Pending:
+def _booster(machine: Machine, args: tuple[Value, ...]) -> Pending:
     if args:
         raise malformed(f"{BOOSTER} with arguments")
+    machine.outermost = machine.outermost or BOOSTER
     return Pending(BOOSTER, _finish_booster)
 
 
-def _finish_booster(_: Machine, state: Value) -> Instance:
+def _finish_booster(machine: Machine, state: Value) -> Instance:
     fields = pandas_arrays.state_dict(state, BOOSTER)
+    machine.budget.spend_bytes(64 * len(fields))
     handle = fields.get("handle")
     if handle is not None:
         handle = bytes(bytes_from(handle, "the content of a Booster"))
@@ -93,7 +95,7 @@ def _table() -> Mapping[tuple[str, str], Any]:
     for dotted in (*opaque, *_OTHERS):
         found[key_from_name(dotted)] = Global(dotted, new=_without_args(dotted))
     found[key_from_name(BOOSTER)] = Global(BOOSTER, new=_booster)
-    for table in (plain.GLOBALS, arrays.GLOBALS, pandas_arrays.GLOBALS, frames.GLOBALS):
+    for table in (plain.GLOBALS, arrays.GLOBALS, pandas_arrays.GLOBALS, arrow_text.GLOBALS, frames.GLOBALS):
         found.update(table)
     return found
 

@@ -132,12 +132,18 @@ def _datetimes(_: Machine, dtype: Value, values: Value) -> ExtensionArray:
     return ExtensionArray(f"datetime64[{dtype.unit}, {dtype.tz}]", values)
 
 
-def _strings(machine: Machine, _: Value, values: Value) -> ExtensionArray:
+def _strings(machine: Machine, dtype: Value, values: Value) -> ExtensionArray:
     if type(values) is not list:
         raise malformed("a text array that is not one-dimensional")
     machine.budget.spend_bytes(8 * len(values))
     texts: list[Any] = [_text_or_none(value) for value in values]
-    return ExtensionArray("string", texts)
+    return ExtensionArray(text_dtype(dtype), texts)
+
+
+def text_dtype(dtype: Value) -> str:
+    """The name of a text dtype: `str` is pandas 3's own, which marks missing entries by NaN."""
+    has_nan = type(dtype) is Instance and any(type(arg) is float for arg in dtype.args)
+    return "str" if has_nan else "string"
 
 
 def _text_or_none(value: Value) -> str | None:
@@ -159,7 +165,7 @@ def _picked(machine: Machine, labels: list[Any], codes: Value) -> list[Any]:
         raise malformed("codes that are not a row of integers")
     if codes.size and not (int(codes.min()) >= -1 and int(codes.max()) < len(labels)):
         raise malformed("a code beyond the categories")
-    machine.budget.spend_bytes(16 * codes.size)
+    machine.budget.spend_bytes(16 * codes.size + 8 * len(labels))
     with_missing = [*labels, None]
     return [with_missing[code] for code in codes.tolist()]
 
@@ -319,6 +325,8 @@ _REDUCED: dict[str, Maker] = {
     "pandas.core.indexes.base._new_Index": _index,
     "pandas.core.indexes.datetimes._new_DatetimeIndex": _index,
     "pandas.core.indexes.timedeltas._new_TimedeltaIndex": _index,
+    "pandas.core.indexes.interval._new_IntervalIndex": _index,
+    "pandas.core.indexes.period._new_PeriodIndex": _index,
     "pandas._libs.tslibs.timestamps._unpickle_timestamp": _timestamp,
     "pandas._libs.tslibs.timestamps.Timestamp": _timestamp,
     "pandas._libs.tslibs.timedeltas._timedelta_unpickle": _timedelta,
