@@ -139,7 +139,7 @@ def test_handlers_that_cannot_be_loaded_are_not_tried_for_ever(make_sandbox) -> 
         for _ in range(MAX_STARTS):
             with pytest.raises(SandboxUnavailable):
                 sandbox.start()
-        with pytest.raises(SandboxUnavailable, match="were not enough; the last: .*LookupError"):
+        with pytest.raises(SandboxUnavailable, match=r"were not enough; the last: .*LookupError"):
             sandbox.start()
 
 
