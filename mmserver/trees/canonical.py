@@ -34,7 +34,7 @@ def ubjson_from_document(document: Document) -> bytes:
 
 
 def float64_from_float32(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """For each float32 the float64 whose shortest decimal text is the shortest that reads back as that float32.
+    """For each float32 the float64 whose own decimal text is the shortest that is nearest to that float32 alone.
 
     Read as float64 and rounded, or read as float32 at once, the text gives the same bits.
     """
@@ -45,18 +45,16 @@ def float64_from_float32(values: NDArray[np.float32]) -> NDArray[np.float64]:
     exponent = np.zeros(values.shape, np.int64)
     exponent[is_ordinary] = np.floor(np.log10(magnitude[is_ordinary])).astype(np.int64)
     pending = np.flatnonzero(is_ordinary)
+    slow = [np.flatnonzero(~is_ordinary & (magnitude > 0) & (magnitude < np.inf))]
     for digits in _DIGITS:
-        power = digits - 1 - exponent[pending]
-        in_reach = np.abs(power) <= _MAX_EXACT_POWER
-        candidates, power = pending[in_reach], power[in_reach]
-        rounded = _rounded_to_power(wide[candidates], power)
-        is_same = (rounded.astype(np.float32) == values[candidates]) & ~_is_midpoint(rounded)
-        result[candidates[is_same]] = rounded[is_same]
-        done = np.zeros(pending.size, np.bool_)
-        done[np.flatnonzero(in_reach)[is_same]] = True
-        pending = pending[~done]
-    slow = np.concatenate([pending, np.flatnonzero(~is_ordinary & (magnitude > 0) & (magnitude < np.inf))])
-    for index in slow.tolist():
+        in_reach = np.abs(digits - 1 - exponent[pending]) <= _MAX_EXACT_POWER
+        slow.append(pending[~in_reach])
+        pending = pending[in_reach]
+        rounded = _rounded_to_power(wide[pending], digits - 1 - exponent[pending])
+        is_same = (rounded.astype(np.float32) == values[pending]) & ~_is_midpoint(rounded)
+        result[pending[is_same]] = rounded[is_same]
+        pending = pending[~is_same]
+    for index in np.concatenate([*slow, pending]).tolist():
         result[index] = float(np.format_float_scientific(values[index], unique=True))
     return result
 
@@ -72,7 +70,8 @@ def _rounded_to_power(values: NDArray[np.float64], power: NDArray[np.int64]) -> 
 
 def _is_midpoint(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Halfway between two float32s, where rounding the text at once might go the other way."""
-    return np.equal(values.view(np.int64) & ((1 << 29) - 1), 1 << 28)
+    is_midpoint: NDArray[np.bool_] = (values.view(np.int64) & ((1 << 29) - 1)) == (1 << 28)
+    return is_midpoint
 
 
 def _sorted(value: Any) -> Any:

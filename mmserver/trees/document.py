@@ -53,6 +53,7 @@ CATEGORY_DTYPES: dict[int, np.dtype[Any]] = {
 _FLOAT32 = np.dtype(np.float32)
 _INT32 = np.dtype(np.int32)
 _INT8 = np.dtype(np.int8)
+_STOPPED_AT = re.compile(r"\(byte (\d+)\)")
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _MODEL_PATH = "learner.gradient_booster.model"
 
@@ -159,16 +160,18 @@ def _read_json(data: bytes) -> Any:
     try:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise Undecodable(_json_reason(str(error)), str(error)) from error
+        raise Undecodable(_json_reason(str(error), len(data)), str(error)) from error
     if _count_members(value) != bare.count(b":"):
         raise Undecodable("malformed", "a key comes twice in one object")
     return value
 
 
-def _json_reason(message: str) -> str:
-    if "truncated" in message:
-        return "torn"
-    return "trailing_data" if "trailing" in message else "malformed"
+def _json_reason(message: str, size_bytes: int) -> str:
+    if "trailing" in message:
+        return "trailing_data"
+    stopped_at = _STOPPED_AT.search(message)
+    is_at_end = stopped_at is not None and int(stopped_at[1]) >= size_bytes
+    return "torn" if is_at_end or "truncated" in message else "malformed"
 
 
 def _depth(bare: bytes) -> int:
@@ -200,7 +203,8 @@ def _type_arrays(document: Document) -> None:
     name, model, path = booster_of(document)
     if name == "dart":
         booster = document["learner"]["gradient_booster"]
-        booster["weight_drop"] = _array(booster.get("weight_drop"), _FLOAT32, "learner.gradient_booster.weight_drop")
+        weights = _array(booster.get("weight_drop"), _FLOAT32, "learner.gradient_booster.weight_drop")
+        booster["weight_drop"] = weights.tolist()
     if "cats" in model:
         _type_category_arrays(member_of(model, "cats", dict, path), f"{path}.cats")
     for index, tree in enumerate(member_of(model, "trees", list, path)):

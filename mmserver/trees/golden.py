@@ -54,6 +54,8 @@ def _thresholds_by_feature(model: TreeModel) -> dict[int, NDArray[np.float32]]:
     is_split = model.left != -1
     is_split[model.category_nodes] = False
     features, thresholds = model.split_index[is_split], model.split_condition[is_split]
+    if not features.size:
+        return {}
     order = np.lexsort((thresholds, features))
     found, starts = np.unique(features[order], return_index=True)
     return dict(zip(found.tolist(), np.split(thresholds[order], starts[1:]), strict=True))

@@ -148,8 +148,9 @@ class _Reader:
 
 
 def _write_integer(value: int, out: bytearray) -> None:
+    """In the smallest type that XGBoost would take, which leaves the two ends of each type to the next."""
     for marker, limit in (("i", 1 << 7), ("I", 1 << 15), ("l", 1 << 31), ("L", 1 << 63)):
-        if -limit <= value < limit:
+        if -limit < value < limit - 1:
             out += marker.encode() + _SCALARS[ord(marker)].pack(value)
             return
     raise TypeError(f"{value} does not fit in 64 bits")

@@ -44,6 +44,8 @@ def validate(document: Document) -> TreeModel:
     n_features, n_outputs = _sizes(learner)
     objective = _objective(learner, n_outputs)
     trees = member_of(model, "trees", list, path)
+    if not trees:
+        raise Undecodable("invalid_model", f"{path}.trees: none; the model was never trained")
     tree_output = _tree_outputs(model, len(trees), n_outputs, path)
     iteration_offsets = iteration_offsets_of(model, n_outputs, path)
     n_iterations = len(iteration_offsets) - 1
@@ -81,13 +83,15 @@ def iteration_offsets_of(model: dict[str, Any], n_outputs: int, path: str) -> ND
     if count_from_text(parameters.get("num_trees"), f"{where}.num_trees", MAX_TREES) != n_trees:
         raise Undecodable("invalid_model", f"{where}.num_trees: {parameters['num_trees']}, but there are {n_trees}")
     n_parallel = count_from_text(parameters.get("num_parallel_tree", "1"), f"{where}.num_parallel_tree", MAX_TREES)
+    if n_parallel == 0:
+        raise Undecodable("invalid_model", f"{where}.num_parallel_tree: 0")
     if "iteration_indptr" in model:
         offsets = np.array(_integers(model["iteration_indptr"], f"{path}.iteration_indptr"), np.int64)
         if not offsets.size or offsets[0] != 0 or offsets[-1] != n_trees or (np.diff(offsets) < 0).any():
             raise Undecodable("invalid_model", f"{path}.iteration_indptr: does not rise from 0 to {n_trees} trees")
         return offsets
     per_iteration = n_parallel * n_outputs
-    if per_iteration == 0 or n_trees % per_iteration:
+    if n_trees % per_iteration:
         raise Undecodable(
             "invalid_model", f"{where}.num_parallel_tree: {n_trees} trees are no iterations of {per_iteration}"
         )
@@ -97,7 +101,7 @@ def iteration_offsets_of(model: dict[str, Any], n_outputs: int, path: str) -> ND
 def _integers(value: Any, path: str) -> list[int]:
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
         return list(value.tolist())
-    if not isinstance(value, list) or not all(type(element) is int and abs(element) <= MAX_TREES for element in value):
+    if not isinstance(value, list) or not all(type(element) is int and abs(element) < 1 << 31 for element in value):
         raise Undecodable("invalid_model", f"{path}: not a list of integers")
     return value
 
@@ -189,12 +193,12 @@ def _tree_weights(learner: dict[str, Any], booster: str, n_trees: int) -> NDArra
     if booster != "dart":
         return np.ones(n_trees, np.float32)
     path = "learner.gradient_booster.weight_drop"
-    weights = learner["gradient_booster"].get("weight_drop")
-    if not isinstance(weights, np.ndarray) or weights.dtype != np.float32 or weights.size != n_trees:
-        raise Undecodable("invalid_model", f"{path}: not one weight per tree")
-    if not np.isfinite(weights).all():
+    weights = member_of(learner["gradient_booster"], "weight_drop", list, "learner.gradient_booster")
+    if len(weights) != n_trees:
+        raise Undecodable("invalid_model", f"{path}: {len(weights)} weights for {n_trees} trees")
+    if not all(type(weight) is float and math.isfinite(weight) for weight in weights):
         raise Undecodable("invalid_model", f"{path}: not finite numbers")
-    return weights
+    return np.array(weights, np.float32)
 
 
 def _feature_texts(learner: dict[str, Any], key: str, n_features: int) -> tuple[str, ...] | None:
