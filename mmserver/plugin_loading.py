@@ -89,7 +89,8 @@ class Plugins:
     def _collected(self, hook: str) -> list[Any]:
         collected: list[Any] = []
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
-            collected.extend(self._contained(implementation.plugin_name, implementation.function, []))
+            listed = self._contained(implementation.plugin_name, lambda call=implementation.function: list(call()), [])
+            collected.extend(listed)
         return collected
 
     def _contained(self, plugin: str, call: Callable[[], Contribution], otherwise: Contribution) -> Contribution:
