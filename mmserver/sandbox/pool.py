@@ -116,7 +116,6 @@ class Sandbox:
                 self._zygote.close()
                 self._zygote = None
             if self._zygote is None:
-                self._count_start()
                 self._zygote = self._new_zygote()
             return self._zygote
 
