@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -72,7 +73,7 @@ class Plugins:
     def notify(self, event: Event) -> None:
         """Tell every plugin; what they raise is logged and does not reach the caller."""
         for implementation in self._manager.hook.mmserver_event.get_hookimpls():
-            self._contained(implementation.plugin_name, lambda call=implementation.function: call(event=event), None)
+            self._contained(implementation.plugin_name, partial(implementation.function, event=event), None)
 
     def blueprints(self) -> "list[flask.Blueprint]":
         """Routes of all plugins."""
@@ -89,8 +90,8 @@ class Plugins:
     def _collected(self, hook: str) -> list[Any]:
         collected: list[Any] = []
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
-            listed = self._contained(implementation.plugin_name, lambda call=implementation.function: list(call()), [])
-            collected.extend(listed)
+            listed = partial(_listed, implementation.function)
+            collected.extend(self._contained(implementation.plugin_name, listed, []))
         return collected
 
     def _contained(self, plugin: str, call: Callable[[], Contribution], otherwise: Contribution) -> Contribution:
@@ -130,7 +131,7 @@ def _sources(plugins_dir: Path | None) -> Iterable[tuple[str, str, Callable[[], 
     if not plugins_dir.is_dir():
         raise PluginInvalid(plugin=str(plugins_dir), reason="the plugins directory does not exist")
     for path in sorted(plugins_dir.glob("*.py")):
-        yield path.stem, path.name, lambda path=path: _module_from_file(path)
+        yield path.stem, path.name, partial(_module_from_file, path)
 
 
 def _register(manager: pluggy.PluginManager, name: str, source: str, load: Callable[[], Any]) -> PluginStatus:
@@ -175,6 +176,10 @@ def _check_claims(formats: Iterable[ArtifactFormat], converters: Iterable[Conver
             reason = f"two converters give {converter.kind} as {converter.target}"
             raise PluginInvalid(plugin=converter.kind, reason=reason)
         targets.add((converter.kind, converter.target))
+
+
+def _listed(hook: Callable[[], Iterable[Any]]) -> list[Any]:
+    return list(hook())
 
 
 def _short(error: BaseException) -> str:
