@@ -1,11 +1,13 @@
 """The symbol page's factor table: every dimension with its row of the IC table, and the bars drawn beside the numbers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-TAU = "kendall_tau"
-IC_NAMES = ("ic", "ic_mean", "mean_ic", "information_coefficient", "rank_ic", "pearson", "spearman")
+from mmserver.catalog.ingest import GroupRecord
+
+IC_NAMES = ("ic", "ic_mean", "mean_ic", "pearson_ic", "information_coefficient", "rank_ic", "spearman")
+TAU_NAMES = ("kendall_tau", "kendalltau", "kendall", "tau", "ktau")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,37 +45,33 @@ class FactorTable:
     other_columns: tuple[str, ...]
     ic_scale: float
     tau_scale: float
-    has_tau: bool
 
 
-def factor_table(ic_table: Sequence[Mapping[str, Any]], dim_factors: Sequence[Mapping[str, Any]]) -> FactorTable:
+def factor_table(record: GroupRecord) -> FactorTable:
     """Join the IC table to the dimensions by factor name; a factor that the table lacks has empty cells."""
-    columns = tuple(ic_table[0]) if ic_table else ()
-    names = {str(row["factor_name"]) for row in dim_factors}
-    factor_column = _factor_column(ic_table, columns, names)
-    ic_column = next((column for wanted in IC_NAMES for column in columns if column.lower() == wanted), None)
-    tau_column = next((column for column in columns if column.lower() == TAU), None)
-    others = tuple(column for column in columns if column not in (factor_column, ic_column, tau_column))
-    by_name = {str(row.get(factor_column)): row for row in ic_table} if factor_column else {}
-    ic_scale = _scale(row.get(ic_column) for row in by_name.values()) if ic_column else 0.0
-    tau_scale = _scale(row.get(TAU) for row in dim_factors)
+    columns = tuple(record.ic_table[0]) if record.ic_table else ()
+    ic_column = _first(columns, IC_NAMES)
+    tau_column = _first(columns, TAU_NAMES)
+    others = tuple(column for column in columns if column not in (record.factor_column, ic_column, tau_column))
+    by_name = {str(row.get(record.factor_column)): row for row in record.ic_table}
+    ic_scale = _scale(row.get(ic_column) for row in record.ic_table) if ic_column else 0.0
+    tau_scale = _scale(described.kendall_tau for described in record.dim_factors)
     rows = []
-    for described in dim_factors:
-        measured = by_name.get(str(described["factor_name"]), {})
-        ic, tau = _figure(measured.get(ic_column)), _figure(described.get(TAU))
+    for described in record.dim_factors:
+        measured = by_name.get(described.factor_name, {})
+        ic = _figure(measured.get(ic_column))
         rows.append(
             FactorRow(
-                dim=int(described["dim"]),
-                name=str(described["factor_name"]),
+                dim=described.dim,
+                name=described.factor_name,
                 ic=ic,
-                tau=tau,
+                tau=described.kendall_tau,
                 others=tuple(measured.get(column) for column in others),
                 ic_bar=bar_from_value(ic, ic_scale),
-                tau_bar=bar_from_value(tau, tau_scale),
+                tau_bar=bar_from_value(described.kendall_tau, tau_scale),
             )
         )
-    has_tau = any(row.tau is not None for row in rows)
-    return FactorTable(tuple(rows), ic_column, others, ic_scale, tau_scale, has_tau)
+    return FactorTable(tuple(rows), ic_column, others, ic_scale, tau_scale)
 
 
 def bar_from_value(value: float | None, scale: float) -> Bar | None:
@@ -84,11 +82,9 @@ def bar_from_value(value: float | None, scale: float) -> Bar | None:
     return Bar(50.0, width, "positive") if value > 0 else Bar(round(50 - width, 2), width, "negative")
 
 
-def _factor_column(table: Sequence[Mapping[str, Any]], columns: tuple[str, ...], names: set[str]) -> str | None:
-    """The column that names factors: the one that most often has a name of a dimension."""
-    hits = {column: sum(str(row.get(column)) in names for row in table) for column in columns}
-    best = max(columns, key=lambda column: hits[column], default=None)
-    return best if best is not None and hits[best] else None
+def _first(columns: Iterable[str], names: tuple[str, ...]) -> str | None:
+    lowered = {column.lower(): column for column in columns}
+    return next((lowered[name] for name in names if name in lowered), None)
 
 
 def _scale(values: Iterable[object]) -> float:

@@ -4,27 +4,27 @@ import math
 from datetime import UTC, datetime
 
 EMPTY = "–"
+STATUS_SIGNS = {"ok": "✓", "degraded": "△", "stale": "✕", "frozen": "‖"}
+"""Beside the word, so that no status is told by colour alone."""
 _LARGE = 10_000.0
 _EXACT = 1e15
 
 
 def number(value: object) -> str:
     """Four significant digits; whole numbers and large ones with thousands separators; a true minus sign."""
-    if value is None:
-        return EMPTY
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return _signed(f"{value:,}")
-    if not isinstance(value, float):
-        return str(value)
-    if not math.isfinite(value):
-        return EMPTY
+    if isinstance(value, float):
+        return _signed(_rounded(value)) if math.isfinite(value) else EMPTY
+    return EMPTY if value is None else str(value)
+
+
+def _rounded(value: float) -> str:
     if value == 0:
         return "0"
-    if _LARGE <= abs(value) < _EXACT:
-        return _signed(f"{value:,.0f}")
-    return _signed(f"{value:#.4g}".rstrip("."))
+    return f"{value:,.0f}" if _LARGE <= abs(value) < _EXACT else f"{value:#.4g}".rstrip(".")
 
 
 def full(value: object) -> str:

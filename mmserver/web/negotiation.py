@@ -1,9 +1,9 @@
 """Content codings and entity tags (RFC 9110 §12.5.3, §13.1.2), as far as stored payloads need them."""
 
 import functools
-from typing import Literal, TypeAlias
 
-Encoding: TypeAlias = Literal["gzip", "br", "zstd", "identity"]
+from mmserver.catalog.payloads import Encoding
+
 PREFERENCE: tuple[Encoding, ...] = ("zstd", "br", "gzip")
 """Smallest first; who offers all of them alike gets the first."""
 

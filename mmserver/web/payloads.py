@@ -11,21 +11,18 @@ from datetime import datetime
 import flask
 
 from mmserver.catalog import groups, history
-from mmserver.catalog.catalog import Group, Version
-from mmserver.catalog.payloads import PayloadBody, PayloadForm
+from mmserver.catalog.catalog import Catalog, Group, Version
+from mmserver.catalog.payloads import MANIFEST, PAYLOAD, Encoding, PayloadBody
 from mmserver.catalog.store import Store
 from mmserver.web.current import current_store
-from mmserver.web.negotiation import Encoding, choose_encoding, opaque_tags
-from mmserver.web.requests import query_choice, query_seconds, query_text, query_time, refuse_parameter
+from mmserver.web.negotiation import choose_encoding, opaque_tags
+from mmserver.web.requests import query_seconds, query_text, query_time, refuse_parameter
 
 blueprint = flask.Blueprint("payloads", __name__)
 
 MAX_WAIT_S = 60.0
-FORMS: tuple[PayloadForm, ...] = ("payload", "json", "ubj", "manifest")
-_FILE_SUFFIX = {"json": "_model.json", "ubj": "_model.ubj"}
 _UNSAFE_IN_FILE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _MOVING_REFERENCES = (None, "latest", "production")
-_TAG_ENCODING = re.compile(r"[-.](?:gzip|br|zstd|identity)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class Asked:
     encoding: Encoding
     known_tags: tuple[str, ...]
     group_key: str | None = None
-    form: PayloadForm = "payload"
+    form: str = PAYLOAD
     version: str | None = None
     as_of: datetime | None = None
     wait_s: float = 0.0
@@ -58,9 +55,7 @@ def get_payload(model_name: str, symbol: str) -> flask.Response:
     served = _find(store, model_name, symbol, asked)
     known = is_known(served.body.etag, asked.known_tags)
     if known and asked.wait_s:
-        store.payloads.wait_for_change(
-            model_name, served.group.symbol, served.group.group_key, served.body.etag, asked.wait_s
-        )
+        store.wait_for_change(lambda catalog: _serves_other(catalog, served), asked.wait_s)
         served = _find(store, model_name, symbol, asked)
         known = is_known(served.body.etag, asked.known_tags)
     headers = _headers(served, asked)
@@ -85,7 +80,7 @@ def asked_from_request(request: flask.Request) -> Asked:
         encoding=encoding,
         known_tags=opaque_tags(etag) if etag else known_tags,
         group_key=query_text(request, "group_key"),
-        form=query_choice(request, "format", FORMS),
+        form=query_text(request, "format") or PAYLOAD,
         version=query_text(request, "version"),
         as_of=query_time(request, "as_of"),
         wait_s=query_seconds(request, "wait", MAX_WAIT_S),
@@ -97,10 +92,14 @@ def asked_from_request(request: flask.Request) -> Asked:
 
 def is_known(etag: str, known_tags: tuple[str, ...]) -> bool:
     """Whether the client has this content, in whichever coding it got it."""
-    if not known_tags:
-        return False
-    content_tag = _TAG_ENCODING.sub("", etag)
-    return any(tag in (etag, "*") or _TAG_ENCODING.sub("", tag) == content_tag for tag in known_tags)
+    return etag in known_tags or "*" in known_tags
+
+
+def _serves_other(catalog: Catalog, served: Served) -> bool:
+    """Whether the model now serves other content for the group, or none."""
+    model = catalog.models.get(served.version.model_name)
+    group = model.serving.groups.get(served.group.group_key) if model else None
+    return group is None or group.payload_sha256 != served.group.payload_sha256
 
 
 def _find(store: Store, model_name: str, symbol: str, asked: Asked) -> Served:
@@ -110,8 +109,9 @@ def _find(store: Store, model_name: str, symbol: str, asked: Asked) -> Served:
 
 
 def _headers(served: Served, asked: Asked) -> list[tuple[str, str]]:
+    """The tag is weak: it names the model and its metadata, and is the same for every coding and version label."""
     headers = [
-        ("ETag", f'"{served.body.etag}"'),
+        ("ETag", f'W/"{served.body.etag}"'),
         ("Vary", "Accept-Encoding"),
         ("Cache-Control", "no-cache"),
         ("X-Model-Version", served.version.label),
@@ -119,8 +119,8 @@ def _headers(served: Served, asked: Asked) -> list[tuple[str, str]]:
     ]
     if asked.encoding != "identity":
         headers.append(("Content-Encoding", asked.encoding))
-    if asked.form in _FILE_SUFFIX:
-        file_name = _UNSAFE_IN_FILE_NAME.sub("_", served.group.group_key) + _FILE_SUFFIX[asked.form]
+    if asked.form not in (PAYLOAD, MANIFEST):
+        file_name = _UNSAFE_IN_FILE_NAME.sub("_", f"{served.group.group_key}_model.{asked.form}")
         headers.append(("Content-Disposition", f'attachment; filename="{file_name}"'))
     return headers
 

@@ -85,7 +85,9 @@ def _require_plain_json(request: flask.Request) -> None:
     if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise UnsupportedMediaType("send the body uncompressed, without Content-Encoding")
     media_type = request.mimetype
-    if media_type != "application/json" and not (media_type.startswith("application/") and media_type.endswith("+json")):
+    if media_type != "application/json" and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
         raise UnsupportedMediaType("send the body as Content-Type: application/json")
     if request.mimetype_params.get("charset", "utf-8").lower() not in ("utf-8", "utf8"):
         raise UnsupportedMediaType("send the body in UTF-8")
@@ -126,8 +128,8 @@ def _finite(digits: str) -> float:
 
 
 def _bounded(digits: str) -> int:
-    if len(digits.lstrip("-")) > MAX_INTEGER_DIGITS:
-        raise ValueError(f"an integer has more than {MAX_INTEGER_DIGITS} digits")
+    if len(digits) > MAX_INTEGER_DIGITS or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError("an integer does not fit 64 bits")
     return int(digits)
 
 

@@ -83,10 +83,10 @@ def get_symbol(model_name: str, symbol: str) -> flask.Response:
             "return_name": group.return_name,
             "dim": group.dim,
             "factors": group.factors,
-            "ic_table": detail.ic_table,
-            "info": detail.info,
-            "dim_factors": detail.dim_factors,
+            "ic_table": detail.record.ic_table,
+            "info": detail.record.info,
+            "dim_factors": detail.record.dim_factors,
             "artifacts": detail.artifacts,
-            "model": detail.model,
+            "model": detail.record.model,
         }
     )

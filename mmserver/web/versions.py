@@ -42,9 +42,10 @@ def list_versions(model_name: str) -> flask.Response:
 @blueprint.get("/api/models/<model_name>/diff")
 def diff_versions(model_name: str) -> flask.Response:
     """What changed between two versions, group by group."""
-    from_reference = required_text(flask.request, "from")
-    to_reference = required_text(flask.request, "to")
-    return json_response(diffing.diff_versions(current_store(), model_name, from_reference, to_reference))
+    store = current_store()
+    old = history.resolve_version(store, model_name, required_text(flask.request, "from"), None)
+    new = history.resolve_version(store, model_name, required_text(flask.request, "to"), None)
+    return json_response(diffing.diff_versions(store, old, new))
 
 
 @blueprint.post("/api/models/<model_name>/rollback")

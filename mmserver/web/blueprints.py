@@ -1,0 +1,46 @@
+"""Everything that the web layer adds to the application, in one call."""
+
+import flask
+import flask_compress
+
+from mmserver.catalog.store import Store
+from mmserver.plugin_loading import Plugins
+from mmserver.web import assets, errors, figures, health, models, pages, payloads, symbols, venues, versions
+from mmserver.web.current import STORE_KEY
+from mmserver.web.framing import ResponseFrame
+from mmserver.web.same_site import refuse_cross_site
+
+
+def register_web(app: flask.Flask, store: Store, plugins: Plugins) -> None:
+    """Add the API, the pages, error rendering and response headers; the last word on what every response carries."""
+    app.extensions[STORE_KEY] = store
+    app.extensions[assets.ASSETS_KEY] = assets.load_assets()
+    app.config["MAX_CONTENT_LENGTH"] = store.settings.max_body_bytes
+    app.before_request(refuse_cross_site)
+    errors.register_errors(app)
+    _register_templating(app, plugins)
+    # bodies that are made anew for each answer are compressed on the way out; payloads are stored compressed
+    compress = flask_compress.Compress()
+    app.config["COMPRESS_REGISTER"] = False
+    compress.init_app(app)
+    app.after_request(lambda response: _compressed(compress, response))
+    for part in (models, symbols, versions, payloads, venues, pages, assets, health):
+        app.register_blueprint(part.blueprint)
+    for added in plugins.blueprints():
+        app.register_blueprint(added)
+    app.wsgi_app = ResponseFrame(app.wsgi_app)  # type: ignore[method-assign]
+
+
+def _compressed(compress: flask_compress.Compress, response: flask.Response) -> flask.Response:
+    if flask.request.blueprint == payloads.blueprint.name:
+        return response
+    compressed: flask.Response = compress.after_request(response)
+    return compressed
+
+
+def _register_templating(app: flask.Flask, plugins: Plugins) -> None:
+    app.jinja_options = {**app.jinja_options, "trim_blocks": True, "lstrip_blocks": True}
+    environment = app.jinja_env
+    environment.globals.update(asset=assets.asset_path, plugin_pages=plugins.pages(), status_signs=figures.STATUS_SIGNS)
+    for filter_ in (figures.number, figures.full, figures.utc, figures.rfc3339, figures.size, figures.label):
+        environment.filters[filter_.__name__] = filter_
