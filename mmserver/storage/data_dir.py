@@ -86,6 +86,8 @@ class DataDir:
                 self.snapshots_dir.mkdir(mode=0o700, exist_ok=True)
                 probe.write_bytes(b"\n")
                 probe.unlink()
+        except (FileExistsError, NotADirectoryError) as error:
+            raise SettingInvalid(setting="--data-dir", reason=f"{error.filename} is not a directory") from error
         except OSError as error:
             raise SettingInvalid(setting="--data-dir", reason=f"{error.filename}: {error.strerror}") from error
 

@@ -15,10 +15,10 @@ from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from mmserver.errors import DatabaseBusy, DatabaseCorrupt, MmserverError, ReadOnly, WritesStopped
+from mmserver.errors import DatabaseBusy, DatabaseCorrupt, MmserverError, ReadOnly, SettingInvalid, WritesStopped
 from mmserver.storage.sqlite import APPLICATION_ID, READONLY, Mode, connect, error_from_sqlite, is_fatal, sqlite_module
 
-WAL_LIMIT_BYTES = 16 << 20  # after a commit that leaves more than this, the writer checkpoints
+WAL_LIMIT_BYTES = 16 << 20
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,16 @@ log = logging.getLogger(__name__)
 class Database:
     """One open SQLite file. Made by `open_database`; safe for all threads of a process, not to be carried through a fork."""
 
-    def __init__(self, path: Path, mode: Mode, generation_id: str, *, n_readers: int, busy_timeout_ms: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        mode: Mode,
+        generation_id: str,
+        *,
+        n_readers: int,
+        busy_timeout_ms: int,
+        wal_limit_bytes: int,
+    ) -> None:
         self.path = path
         self._mode = mode
         self.generation_id = generation_id
@@ -34,7 +43,7 @@ class Database:
         self._sqlite_error: type[Exception] = sqlite_module().Error
         self._wait_s = busy_timeout_ms / 1000
         self._stopped_because: str | None = None
-        self._next_checkpoint_bytes = WAL_LIMIT_BYTES
+        self._wal_limit_bytes = self._next_checkpoint_bytes = wal_limit_bytes
         self._writer_turn = threading.Lock()
         self._watcher_turn = threading.Lock()
 
@@ -195,7 +204,7 @@ class Database:
         if self.wal_size_bytes() > self._next_checkpoint_bytes and self._stopped_because is None:
             self._checkpoint_or_log(writer)
             # A reader that holds it up must not make every commit try again.
-            self._next_checkpoint_bytes = self.wal_size_bytes() + WAL_LIMIT_BYTES
+            self._next_checkpoint_bytes = self.wal_size_bytes() + self._wal_limit_bytes
 
     def _checkpoint_or_log(self, writer: Engine) -> None:
         """The commit before is safe in the log whatever happens here, so its caller must not see an error."""
@@ -205,16 +214,38 @@ class Database:
             log.warning("the write-ahead log of %s could not be checkpointed: %s", self.path, error)
 
 
-def open_database(path: Path, *, read_only: bool = False, n_readers: int = 12, busy_timeout_ms: int = 5000) -> Database:
+def open_database(
+    path: Path,
+    *,
+    read_only: bool = False,
+    n_readers: int = 12,
+    busy_timeout_ms: int = 5000,
+    wal_limit_bytes: int = WAL_LIMIT_BYTES,
+) -> Database:
     """Open an existing database or, read-only, a snapshot file. It never creates one: see `schema.upgrade_database`.
 
+    Args:
+        n_readers: how many threads can read at once; more wait for `busy_timeout_ms`
+        wal_limit_bytes: a commit that leaves a larger write-ahead log is followed by a checkpoint
+
     Raises:
+        SettingInvalid: this user may not use the file.
         DatabaseCorrupt: the file is missing, empty, damaged at its start, cut off, or not mmserver's; nothing was changed.
         DatabaseBusy: another process holds it for longer than the timeout.
     """
+    path = path.absolute()
+    if path.exists() and not os.access(path, os.R_OK if read_only else os.R_OK | os.W_OK):
+        raise SettingInvalid(setting="--data-dir", reason=f"{path}: permission denied")
     mode = _read_only_mode(path, busy_timeout_ms) if read_only else "rw"
     generation_id = _identified_generation(path, "ro" if mode == "rw" else mode, busy_timeout_ms)
-    return Database(path, mode, generation_id, n_readers=n_readers, busy_timeout_ms=busy_timeout_ms)
+    return Database(
+        path,
+        mode,
+        generation_id,
+        n_readers=n_readers,
+        busy_timeout_ms=busy_timeout_ms,
+        wal_limit_bytes=wal_limit_bytes,
+    )
 
 
 def _engine(connector: Callable[[], Any], n_connections: int, wait_s: float, begin: str) -> Engine:

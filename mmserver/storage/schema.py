@@ -135,10 +135,10 @@ def alembic_config(version_dirs: Sequence[Path] = ()) -> "Config":
     scripts = Path(import_module("mmserver.migrations").__path__[0])
     config = Config()
     config.set_main_option("script_location", _escaped(scripts))
-    config.set_main_option("path_separator", "newline")
-    config.set_main_option(
-        "version_locations", "\n".join(_escaped(path) for path in (scripts / "versions", *version_dirs))
-    )
+    if version_dirs:
+        config.set_main_option("path_separator", "newline")
+        locations = (scripts / "versions", *version_dirs)
+        config.set_main_option("version_locations", "\n".join(_escaped(path) for path in locations))
     return config
 
 

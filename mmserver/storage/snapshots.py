@@ -68,7 +68,8 @@ def create_snapshot(
     """Copy the state while it is used, have the copy checked by another process, and only then give it a snapshot's name.
 
     Raises:
-        SnapshotInvalid: the copy did not pass its check (the database has damage that was not seen before).
+        SnapshotInvalid: the copy did not pass its check (the database has damage that was not seen before), or the directory
+            cannot be written to.
         DiskFull, DatabaseCorrupt, DatabaseBusy: there is no new snapshot; older ones were not touched.
     """
     stamp = now.astimezone(UTC).strftime(_STAMP)
@@ -89,6 +90,8 @@ def create_snapshot(
             building.rename(path)
             at("renamed")
             fsync_directory(directory)
+    except OSError as error:
+        raise SnapshotInvalid(path=str(directory), reason=error.strerror or str(error)) from error
     finally:
         for leftover in directory.glob(f"{building.name}*"):
             leftover.unlink()
@@ -104,6 +107,11 @@ def verify_snapshot(path: Path) -> SnapshotInfo:
     """
     if not path.is_file():
         raise SnapshotNotFound(path=str(path))
+    wal = Path(f"{path}-wal")
+    if wal.exists() and wal.stat().st_size > 0:
+        raise SnapshotInvalid(
+            path=str(path), reason="a write-ahead log is beside it: this is a database, not a snapshot"
+        )
     info = _info_from_facts(path, _facts_by_another_process(path))
     named = _NAME.fullmatch(path.name)
     if named and named[2] != info.sha256:

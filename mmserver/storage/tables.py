@@ -176,6 +176,7 @@ class WatchedFileRow(Row):
     size_bytes: Mapped[int]
     mtime_ns: Mapped[int]
     ctime_ns: Mapped[int]
+    read_at_ns: Mapped[int]  # wall clock, to be compared with the file's own timestamps only
     sha256: Mapped[str] = mapped_column(Text)
 
 

@@ -21,9 +21,10 @@ def datetime_from_text(text: str) -> datetime:
     Raises:
         ValueError: it is not a time, or has no UTC offset.
     """
-    if "T" not in text.upper().replace(" ", "T", 1):
-        raise ValueError(f"{text!r} is a date without a time")
     moment = datetime.fromisoformat(text.upper())
     if moment.utcoffset() is None:
         raise ValueError(f"{text!r} has no UTC offset")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text!r} is out of range") from error

@@ -22,9 +22,9 @@ def facts_of_file(path: Path) -> dict[str, Any]:
     Raises:
         SnapshotInvalid: the first thing found wrong.
     """
-    if path.stat().st_size == 0:
-        raise SnapshotInvalid(path=str(path), reason="the file is empty")
     try:
+        if path.stat().st_size == 0:
+            raise SnapshotInvalid(path=str(path), reason="the file is empty")
         connection = connect(path, "immutable")
         try:
             facts = facts_of_database(path, connection)
@@ -32,9 +32,9 @@ def facts_of_file(path: Path) -> dict[str, Any]:
             _check_blobs(connection)
         finally:
             connection.close()
-    except (sqlite_module().Error, BlobCorrupt) as error:
+        return facts | {"sha256": sha256_of_file(path), "size_bytes": path.stat().st_size}
+    except (sqlite_module().Error, BlobCorrupt, OSError) as error:
         raise SnapshotInvalid(path=str(path), reason=str(error)) from error
-    return facts | {"sha256": sha256_of_file(path), "size_bytes": path.stat().st_size}
 
 
 def facts_of_database(path: Path, connection: sqlite3.Connection) -> dict[str, Any]:
