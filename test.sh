@@ -32,7 +32,13 @@ run() {
     "$@"
 }
 
-lint() { run "$bin/ruff" check . && run "$bin/ruff" format --check . && run "$bin/lint-imports" --config setup.cfg --no-logo; }
+lint() {
+    local status=0
+    run "$bin/ruff" check . || status=1
+    run "$bin/ruff" format --check . || status=1
+    run "$bin/lint-imports" --config setup.cfg --no-logo || status=1
+    return $status
+}
 
 types() { run "$bin/mypy"; }
 
