@@ -1,0 +1,177 @@
+"""docs/plugins.md is true: its blocks run, its tables are the code's, and its example works as a file and installed."""
+
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import format_contract
+import numpy as np
+import pytest
+
+import mmserver
+from mmserver import hookspecs
+from mmserver.catalog.ingest import IngestRequest, SourceFile, ingest_group
+from mmserver.errors import ArtifactInvalid
+from mmserver.plugin_loading import load_plugins
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDE = ROOT / "docs" / "plugins.md"
+EXAMPLE = ROOT / "examples" / "mmserver-linear"
+BLOCK = re.compile(r"(?:^`(?P<file>[^`\n]+)`\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+TIMEOUT_S = 60
+
+
+def blocks(language: str) -> list[tuple[str | None, str]]:
+    """(file name above the block, text) of every block in that language."""
+    return [(b["file"], b["text"]) for b in BLOCK.finditer(GUIDE.read_text()) if b["language"] == language]
+
+
+@pytest.fixture(scope="module")
+def plugins_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("single") / "my-plugins"
+    directory.mkdir()
+    shutil.copy(EXAMPLE / "mmserver_linear.py", directory)
+    return directory
+
+
+@pytest.fixture
+def fresh_venv(tmp_path: Path) -> Path:
+    """An environment of its own that sees everything that is installed here, with `pip` and `mmserver` commands."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=TIMEOUT_S)
+    here = sysconfig.get_path("purelib")
+    there = Path(sysconfig.get_path("purelib", vars={"base": str(venv), "platbase": str(venv)}))
+    (there / "everything.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+    for name, command in {
+        "pip": f'exec {sys.executable} -m pip --python {venv}/bin/python "$@"',
+        "mmserver": f"""exec {venv}/bin/python -c 'from mmserver.cli.main import main; main(prog_name="mmserver")' "$@" """,
+    }.items():
+        (venv / "bin" / name).write_text(f"#!/bin/sh\n{command}\n")
+        (venv / "bin" / name).chmod(0o755)
+    return venv
+
+
+def run(venv: Path, command: list[str], directory: Path) -> str:
+    """Its output; the package index is never asked."""
+    pip = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    environ = {**os.environ, **pip, "PATH": f"{venv}/bin:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        command, cwd=directory, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_guide_shows_the_example_s_files_as_they_are() -> None:
+    shown = {Path(name).name: text for language in ("python", "toml") for name, text in blocks(language) if name}
+    for name in ("mmserver_linear.py", "pyproject.toml"):
+        assert shown[name] == (EXAMPLE / name).read_text()
+
+
+def test_the_hooks_table_is_what_hookspecs_says() -> None:
+    rows = []
+    for name, hook in vars(hookspecs).items():
+        if not name.startswith("mmserver_"):
+            continue
+        signature = f"{name}{inspect.signature(hook)}".replace("'", "").replace("mmserver.formats.", "")
+        signature = signature.replace("|", r"\|")
+        rows.append(f"| `{signature}` | {' '.join(str(inspect.getdoc(hook)).split())} |")
+    assert len(rows) == 7
+    start = GUIDE.read_text().index("| hook | what it gives |")
+    assert GUIDE.read_text()[start:].split("\n\n")[0].splitlines()[2:] == rows
+
+
+def test_every_name_that_plugins_may_import_is_named() -> None:
+    text = GUIDE.read_text()
+    assert [name for name in mmserver.__all__ if f"`{name}`" not in text] == []
+
+
+def test_the_example_imports_from_mmserver_only() -> None:
+    imported = re.findall(r"^\s*(?:from|import) (mmserver[\w.]*)", (EXAMPLE / "mmserver_linear.py").read_text(), re.M)
+    assert imported == ["mmserver"]
+
+
+def test_every_shell_block_runs_in_order(fresh_venv: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    single, installed = (run(fresh_venv, ["sh", "-eu", "-c", text], tmp_path) for _, text in blocks("sh"))
+    assert re.search(r"^mmserver_linear\b.*mmserver_formats", single, re.M)
+    assert re.search(r"^linear\b.*mmserver_formats", installed, re.M)
+
+
+def test_the_guide_s_own_test_passes(plugins_dir: Path) -> None:
+    (text,) = [text for name, text in blocks("python") if name == "test_linear.py"]
+    (plugins_dir.parent / "test_linear.py").write_text(text)
+    shutil.copy(format_contract.__file__, plugins_dir.parent)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "test_linear.py"]
+    done = subprocess.run(
+        command, cwd=plugins_dir.parent, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{len(format_contract.CHECKS)} passed" in done.stdout
+
+
+# --- the example ------------------------------------------------------------------------------------------------------
+
+
+def linear_file(name: str = "SOLUSDT_ret_5d_linear.json") -> SourceFile:
+    (text,) = [text for _, text in blocks("json")]
+    return SourceFile(name=name, data=text.encode())
+
+
+def test_the_guide_s_json_becomes_a_group_with_factors_and_a_download(plugins_dir: Path) -> None:
+    group = ingest_group(IngestRequest("SOLUSDT_ret_5d", (linear_file(),)), load_plugins(plugins_dir))
+    assert (group.symbol, group.return_name, group.factors) == ("SOLUSDT", "ret_5d", ("mom_1d", "vol_5d"))
+    assert group.no_model_reason is None
+    assert group.payload_sha256 is not None
+
+
+def test_a_linear_model_whose_factors_are_in_another_order_is_refused(plugins_dir: Path) -> None:
+    factors = SourceFile("SOLUSDT_ret_5d_factors.txt", b"vol_5d\nmom_1d\n")
+    request = IngestRequest("SOLUSDT_ret_5d", (linear_file(), factors))
+    with pytest.raises(ArtifactInvalid, match="another order"):
+        ingest_group(request, load_plugins(plugins_dir))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{}", b'{"coef": {"a": 1}}', b'{"intercept": 0, "coef": {"a": NaN}}', b'{"intercept": 0, "coef": [1]}'],
+)
+def test_a_broken_linear_file_is_refused_by_name(data: bytes, plugins_dir: Path) -> None:
+    request = IngestRequest("A_b", (SourceFile("A_b_linear.json", data),))
+    with pytest.raises(ArtifactInvalid, match=r"A_b_linear\.json"):
+        ingest_group(request, load_plugins(plugins_dir))
+
+
+@pytest.mark.parametrize("n_factors", [1, 2, 9, 300])
+@pytest.mark.parametrize("check", format_contract.CHECKS)
+def test_linear_models_of_any_width_keep_the_contract(check: object, n_factors: int, plugins_dir: Path) -> None:
+    plugins = load_plugins(plugins_dir)
+    weights = np.random.default_rng(n_factors).normal(size=n_factors)
+    document = {"intercept": 0.25, "coef": {f"factor_{i}": weight for i, weight in enumerate(weights)}}
+    name = "A_b_linear.json"
+
+    def load_json(converted: bytes) -> format_contract.PredictRows:
+        parsed = format_contract.FormatCase(plugins, name, converted).loaded()
+        assert parsed is not None
+        return parsed[1].predict
+
+    assert callable(check)
+    check(format_contract.FormatCase(plugins, name, json.dumps(document).encode(), conversions={"json": load_json}))
+
+
+def test_the_installed_example_is_found_by_its_entry_point(fresh_venv: Path, tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLE, tmp_path / "package", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    run(fresh_venv, ["pip", "install", "-q", "./package"], tmp_path)
+    script = (
+        "from mmserver.plugin_loading import load_plugins\nfor s in load_plugins().statuses(): print(s.name, s.error)"
+    )
+    assert "linear None" in run(fresh_venv, ["python", "-c", script], tmp_path).splitlines()
