@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mmserver.errors import Undecodable
 from mmserver.sandbox.level import self_test
 
 IS_ROOT = os.geteuid() == 0
@@ -156,6 +157,26 @@ def test_namespaces_alone_cut_the_network(run_one_layer, sandbox) -> None:
         pytest.skip("namespaces cannot be made here")
     assert run_one_layer("_user_leaves_namespaces", "[name for _, name in socket.if_nameindex()]") == "['lo']"
     assert run_one_layer("_user_leaves_namespaces", "socket.socket().connect(('127.0.0.1', 9))") == "ENETUNREACH"
+
+
+def test_without_a_filter_the_other_layers_still_guard(make_sandbox, sandbox) -> None:
+    if sandbox.level().name != "full":
+        pytest.skip("this machine has not all of the other layers")
+    with make_sandbox({"unknown_machine": True}) as unfiltered:
+        level = unfiltered.level()
+        assert level.name == "rlimits-only"
+        assert level.steps["seccomp"].startswith("unavailable: no filter is written for ")
+        refusals = {step: outcome for step, outcome in level.steps.items() if step.startswith("refuses ")}
+        assert refusals.pop("refuses socket") == "unavailable: it was allowed"
+        assert set(refusals.values()) == {"on"}
+        for job, expected in {
+            "fork_bomb": "BlockingIOError",
+            "connect": "PermissionError|Network is unreachable",
+            "kill_parent": "PermissionError",
+            "write_parent_memory": "PermissionError",
+        }.items():
+            with pytest.raises(Undecodable, match=expected):
+                unfiltered.run(job, b"9")
 
 
 @pytest.mark.parametrize(
