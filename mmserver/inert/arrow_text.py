@@ -1,6 +1,7 @@
 """Text columns as pandas writes them where pyarrow is installed: offsets, UTF-8 bytes and a validity bitmap."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def _array(machine: Machine, args: tuple[Value, ...]) -> _Texts:
         return _Texts([])
     validity, offsets, content = (None if each is None else bytes_from(each, "an Arrow buffer") for each in buffers)
     content = content or b""
-    machine.budget.spend_bytes(_TEXT_BYTES * length + len(content))
+    machine.budget.spend_bytes(_TEXT_BYTES * length + offset + len(content))
     bounds = _bounds(offsets or b"", _OFFSETS_BY_TYPE[kind.name], offset, length, len(content))
     is_valid = _validity(validity, offset, length)
     texts = [
@@ -67,7 +68,7 @@ def _bounds(raw: bytes | bytearray, dtype: str, offset: int, length: int, n_byte
     if len(raw) < needed:
         raise malformed("an Arrow text array with too few offsets")
     bounds: list[int] = np.frombuffer(raw, dtype, offset + length + 1)[offset:].tolist()
-    if bounds[0] < 0 or bounds[-1] > n_bytes or any(b < a for a, b in zip(bounds, bounds[1:], strict=False)):
+    if bounds[0] < 0 or bounds[-1] > n_bytes or any(start > end for start, end in pairwise(bounds)):
         raise malformed("an Arrow text array with offsets out of order")
     return bounds
 
@@ -77,7 +78,8 @@ def _validity(raw: bytes | bytearray | None, offset: int, length: int) -> list[b
         return [True] * length
     if 8 * len(raw) < offset + length:
         raise malformed("an Arrow text array with too short a validity bitmap")
-    bits: list[bool] = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")[offset : offset + length].tolist()
+    used = np.frombuffer(raw, np.uint8, -(-(offset + length) // 8))
+    bits: list[bool] = np.unpackbits(used, bitorder="little")[offset : offset + length].astype(bool).tolist()
     return bits
 
 
