@@ -11,14 +11,16 @@ import sysconfig
 from pathlib import Path
 
 import format_contract
+import msgspec
 import numpy as np
 import pytest
 
 import mmserver
 from mmserver import hookspecs
-from mmserver.catalog.ingest import IngestRequest, SourceFile, ingest_group
+from mmserver.catalog.ingest import INGEST_GROUP, IngestedGroup, IngestRequest, SourceFile, ingest_group
 from mmserver.errors import ArtifactInvalid
 from mmserver.plugin_loading import load_plugins
+from mmserver.sandbox.pool import Sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs" / "plugins.md"
@@ -132,6 +134,17 @@ def test_the_guide_s_json_becomes_a_group_with_factors_and_a_download(plugins_di
     assert (group.symbol, group.return_name, group.factors) == ("SOLUSDT", "ret_5d", ("mom_1d", "vol_5d"))
     assert group.no_model_reason is None
     assert group.payload_sha256 is not None
+
+
+def test_the_guarded_worker_reads_the_example_s_files(plugins_dir: Path) -> None:
+    options = {"plugins_dir": str(plugins_dir)}
+    sandbox = Sandbox("mmserver.catalog.ingest:handlers", options, n_workers=1)
+    try:
+        request = msgspec.msgpack.encode(IngestRequest("SOLUSDT_ret_5d", (linear_file(),)))
+        group = msgspec.msgpack.decode(sandbox.run(INGEST_GROUP, request), type=IngestedGroup)
+    finally:
+        sandbox.close()
+    assert group.factors == ("mom_1d", "vol_5d")
 
 
 def test_a_linear_model_whose_factors_are_in_another_order_is_refused(plugins_dir: Path) -> None:
