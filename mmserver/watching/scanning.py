@@ -35,7 +35,9 @@ class Scan:
     `blocked` are the (directory, group key) of which a file is there but cannot be used.
     `unknown` has the directories that could not be listed (unreadable, or over the budget): they and what is below them are
     shown as they were last seen, and absence there means nothing. `looked_at`: None means everything; a scan made by `restat`
-    looked at these group keys only, and shows all else as it was last seen. Times are the clock's, in seconds.
+    looked at these group keys only, and shows all else as it was last seen. Over the budget, `deferred` directories were
+    not begun and come first next time, `unfinished` ones were not read to their end; every second time this is insisted on, lest
+    what is at their end be never found. Times are the clock's, in seconds.
     """
 
     root_path: Path
@@ -52,6 +54,8 @@ class Scan:
     unknown: Mapping[str, Problem] = field(default_factory=dict)
     truncated: bool = False
     deferred: tuple[str, ...] = ()
+    unfinished: frozenset[str] = frozenset()
+    insisted_on: frozenset[str] = frozenset()
     n_entries: int = 0
     looked_at: frozenset[str] | None = None
 
@@ -180,6 +184,8 @@ class _Walk:
         self._pointed_at: set[str] = set()
         self._unknown: dict[str, Problem] = {}
         self._deferred: list[str] = []
+        self._unfinished: set[str] = set()
+        self._insisted_on = previous.unfinished - previous.insisted_on if previous is not None else frozenset()
         self._truncated = False
         self._n_entries = 0
         if previous is not None:
@@ -215,6 +221,8 @@ class _Walk:
             unknown=self._unknown,
             truncated=self._truncated,
             deferred=tuple(self._deferred),
+            unfinished=frozenset(self._unfinished),
+            insisted_on=self._insisted_on,
             n_entries=self._n_entries,
         )
         if previous is not None and previous.pointed_at == pointed_at and _is_same(listings, previous.listings):
@@ -275,8 +283,9 @@ class _Walk:
     def _take_turn(self, reader: DirectoryReader) -> None:
         directory = reader.directory
         n_left = self._max_files + 1 - self._n_entries
+        n_wanted = n_left if directory in self._insisted_on else min(self._quantum, n_left)
         try:
-            self._n_entries += reader.read(min(self._quantum, n_left), self._is_late)
+            self._n_entries += reader.read(n_wanted, self._is_late)
         except OSError as error:
             self._unknown[directory] = _unreadable(directory, error)
             reader.close()
@@ -299,6 +308,7 @@ class _Walk:
             directory = item.directory if isinstance(item, DirectoryReader) else item
             if isinstance(item, DirectoryReader):
                 item.close()
+                self._unfinished.add(directory)
                 detail = f"not listed to its end: the scan stopped after {self._n_entries} entries"
             else:
                 detail = f"not reached: the scan stopped after {self._n_entries} entries"
