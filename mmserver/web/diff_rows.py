@@ -1,12 +1,11 @@
-"""The diff page's table of shifts: one row a factor, the largest shift first."""
+"""The diff page's tables: shifts by factor, the largest first, and what changed in the info file, member by member."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mmserver.catalog.diffing import ColumnShift, GroupDiff
-from mmserver.web.factor_rows import IC_NAMES, TAU_NAMES, Bar, bar_from_value
-
-MAX_MEASURES = 3
+from mmserver.web.factor_rows import IC_NAMES, TAU_NAMES, Bar, bar_from_value, first_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,7 @@ class MeasureShift:
 
 @dataclass(frozen=True, slots=True)
 class ShiftTable:
-    """Shifts of up to three measures. `rows` holds (factor, one shift a measure, None where it did not change)."""
+    """Shifts of IC and of tau, where there are such columns. `rows` holds (factor, one shift a measure, None where it did not change)."""
 
     measures: tuple[str, ...]
     rows: tuple[tuple[str, tuple[MeasureShift | None, ...]], ...]
@@ -44,8 +43,9 @@ def shift_table(group: GroupDiff) -> ShiftTable:
 
 
 def _measures(columns: set[str]) -> tuple[str, ...]:
-    lowered = {column.lower(): column for column in columns}
-    return tuple(lowered[name] for name in (*IC_NAMES, *TAU_NAMES) if name in lowered)[:MAX_MEASURES]
+    """The first IC column and the first tau column: the others say nearly the same again."""
+    found = (first_column(columns, IC_NAMES), first_column(columns, TAU_NAMES))
+    return tuple(column for column in found if column is not None)
 
 
 def _measure_shift(shift: ColumnShift | None, scale: float) -> MeasureShift | None:
@@ -56,3 +56,30 @@ def _measure_shift(shift: ColumnShift | None, scale: float) -> MeasureShift | No
 
 def _largest(shifts: Iterable[ColumnShift]) -> float:
     return max((abs(shift.diff) for shift in shifts if shift.diff is not None), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberChange:
+    """One member of the info file that differs; the path leads to it through nested mappings."""
+
+    path: tuple[str, ...]
+    before: Any
+    after: Any
+
+
+def member_changes(group: GroupDiff) -> tuple[MemberChange, ...]:
+    """The group's info changes, taken apart where both sides are mappings."""
+    return tuple(
+        change
+        for entry in group.info_changes
+        for change in _taken_apart((entry.key,), entry.from_value, entry.to_value)
+    )
+
+
+def _taken_apart(path: tuple[str, ...], before: object, after: object) -> Iterator[MemberChange]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in [*after, *(key for key in before if key not in after)]:
+            if before.get(key) != after.get(key):
+                yield from _taken_apart((*path, str(key)), before.get(key), after.get(key))
+    else:
+        yield MemberChange(path, before, after)

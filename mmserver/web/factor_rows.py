@@ -50,8 +50,8 @@ class FactorTable:
 def factor_table(record: GroupRecord) -> FactorTable:
     """Join the IC table to the dimensions by factor name; a factor that the table lacks has empty cells."""
     columns = tuple(record.ic_table[0]) if record.ic_table else ()
-    ic_column = _first(columns, IC_NAMES)
-    tau_column = _first(columns, TAU_NAMES)
+    ic_column = first_column(columns, IC_NAMES)
+    tau_column = first_column(columns, TAU_NAMES)
     others = tuple(column for column in columns if column not in (record.factor_column, ic_column, tau_column))
     by_name = {str(row.get(record.factor_column)): row for row in record.ic_table}
     ic_scale = _scale(row.get(ic_column) for row in record.ic_table) if ic_column else 0.0
@@ -82,7 +82,7 @@ def bar_from_value(value: float | None, scale: float) -> Bar | None:
     return Bar(50.0, width, "positive") if value > 0 else Bar(round(50 - width, 2), width, "negative")
 
 
-def _first(columns: Iterable[str], names: tuple[str, ...]) -> str | None:
+def first_column(columns: Iterable[str], names: tuple[str, ...]) -> str | None:
     lowered = {column.lower(): column for column in columns}
     return next((lowered[name] for name in names if name in lowered), None)
 

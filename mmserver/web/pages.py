@@ -9,7 +9,7 @@ from mmserver.catalog import diffing, groups, history, venues
 from mmserver.catalog.catalog import Group, Model, Venue, Version
 from mmserver.catalog.symbols import comparable_symbol
 from mmserver.web.current import current_actor, current_store
-from mmserver.web.diff_rows import shift_table
+from mmserver.web.diff_rows import member_changes, shift_table
 from mmserver.web.factor_rows import FactorRow, factor_table
 from mmserver.web.listing import Column, listing_from_request
 from mmserver.web.requests import query_number, query_text, required_text
@@ -136,6 +136,7 @@ def get_diff_page(model_name: str) -> flask.Response:
         change: sum(group.change == change for group in diff.groups) for change in ("added", "removed", "updated")
     }
     shifts = {group.group_key: shift_table(group) for group in listing.rows}
+    info_changes = {group.group_key: member_changes(group) for group in listing.rows}
     return _page(
         "diff.html",
         model=model,
@@ -143,6 +144,7 @@ def get_diff_page(model_name: str) -> flask.Response:
         listing=listing,
         counts=counts,
         shifts=shifts,
+        info_changes=info_changes,
         labels=_labels(records, old, new),
     )
 
