@@ -16,6 +16,7 @@ _MAX_NAME_BYTES = 255
 _MAX_ARGS = 64
 _SET_BYTES = 216  # of memory, where the opcode is one byte
 _OBJECT_BYTES = 256
+_ENTRY_BYTES = 64
 _PROTOCOLS = range(2, 6)
 
 
@@ -269,6 +270,7 @@ class Machine:
         """Put alternating keys and values into a dict, in steps short enough to notice the deadline between them."""
         if len(items) % 2:
             raise Undecodable("malformed", "a dict key without a value")
+        self.budget.spend_bytes(_ENTRY_BYTES * len(items) // 2)
         for start in range(0, len(items), 2 * _ITEMS_PER_CHECK):
             for at in range(start, min(start + 2 * _ITEMS_PER_CHECK, len(items)), 2):
                 self._keys.check(target, items[at])
@@ -278,6 +280,7 @@ class Machine:
 
     def fill_set(self, target: set[Value], items: list[Value]) -> None:
         """Put items into a set, in steps short enough to notice the deadline between them."""
+        self.budget.spend_bytes(_ENTRY_BYTES * len(items))
         for start in range(0, len(items), _ITEMS_PER_CHECK):
             for item in items[start : start + _ITEMS_PER_CHECK]:
                 self._keys.check(target, item)

@@ -268,9 +268,11 @@ def _bombs() -> dict[str, tuple[bytes, str, str]]:
     laughs = b"](NNNNNNNNNNe\x94" + b"".join(
         b"](" + b"h" + bytes([at]) + (b"h" + bytes([at])) * 9 + b"e\x94" for at in range(12)
     )
+    laughs += b"\x86" * 12
     deep_key = b"N\x85\x94" + b"".join(b"h" + bytes([at]) + b"h" + bytes([at]) + b"\x86\x94" for at in range(60))
     modulus = (1 << 61) - 1
     pairs = b"".join(_int(modulus * (at + 1)) + b"N" for at in range(30_000))
+    members = b"".join(_int(modulus * (at + 1)) for at in range(30_000))
     singles = b"".join(_int(modulus * (at + 1)) + b"Ns" for at in range(3_000))
     return {
         "billion laughs": (laughs, c, ""),
@@ -286,7 +288,7 @@ def _bombs() -> dict[str, tuple[bytes, str, str]]:
         ),
         "30 000 keys with one hash": (b"}(" + pairs + b"u", c, "hash"),
         "keys with one hash one by one": (b"}" + singles, c, "hash"),
-        "set members with one hash": (b"\x8f(" + pairs.replace(b"N", b"") + b"\x90", c, "hash"),
+        "set members with one hash": (b"\x8f(" + members + b"\x90", c, "hash"),
         "key whose hash doubles with each level": (deep_key + b"}h\x3cNs", "unsupported", "key"),
         "LONG4 of 50 MB": (b"\x8b" + struct.pack("<i", 50_000_000), "too_large", "integer"),
         "LONG1 of 255 bytes": (b"\x8a\xff" + bytes(255), "too_large", "integer"),
