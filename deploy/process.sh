@@ -14,7 +14,7 @@ running_pid() {
         command="$(ps -p "$pid" -o args= 2>/dev/null || true)"
     fi
     # Another program may have got the id since; start.sh itself has it for a moment before it becomes the server.
-    case "$command" in *mmserver*serve* | *start.sh*) printf '%s' "$pid" ;; *) return 1 ;; esac
+    case "$command" in *"/mmserver serve "* | *"start.sh "*) printf '%s' "$pid" ;; *) return 1 ;; esac
 }
 
 # answers PYTHON URL SECONDS [PID]: wait until URL answers 200; fail after SECONDS, or as soon as process PID is gone.
