@@ -15,7 +15,7 @@ def parse_ic(artifact: Artifact) -> IcTable:
     Raises:
         Undecodable: not UTF-8, no header, a row of another length, or a factor twice.
     """
-    rows = list(csv.reader(io.StringIO(artifact.data.decode("utf-8-sig"), newline=""), strict=True))
+    rows = list(csv.reader(io.StringIO(artifact.data.decode("utf-8").removeprefix("\ufeff"), newline=""), strict=True))
     rows = [row for row in rows if row]
     if not rows:
         raise Undecodable("empty", "no header")
