@@ -371,6 +371,13 @@ class ArtifactUnstable(Unavailable):
     template = "{file}: {reason}: {detail}"
 
 
+class ModelChanged(Unavailable):
+    """Another process published a version of the model in the meantime."""
+
+    code = "model_changed"
+    template = "{model_name} was changed by another process at the same moment; nothing was changed here, try again"
+
+
 class DatabaseBusy(Unavailable):
     """Another process holds the write lock."""
 

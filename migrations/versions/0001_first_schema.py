@@ -170,6 +170,7 @@ def upgrade() -> None:
         sa.Column("size_bytes", sa.Integer(), nullable=False),
         sa.Column("mtime_ns", sa.Integer(), nullable=False),
         sa.Column("ctime_ns", sa.Integer(), nullable=False),
+        sa.Column("read_at_ns", sa.Integer(), nullable=False),
         sa.Column("sha256", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(
             ["model_id"], ["models.id"], name=op.f("fk_watched_files_model_id_models"), ondelete="CASCADE"

@@ -27,7 +27,8 @@ _IDS_A_QUERY = 5000  # below SQLite's limit of bound values in one statement
 
 def load_catalog(connection: Connection, previous: Catalog) -> Catalog:
     """Everything that is served now."""
-    rows = connection.execute(select(ModelRow.__table__).order_by(ModelRow.name)).all()
+    has_version = select(ServingRow.id).where(ServingRow.model_id == ModelRow.id).exists()
+    rows = connection.execute(select(ModelRow.__table__).where(has_version).order_by(ModelRow.name)).all()
     models = {row.name: load_model(connection, row, previous.models.get(row.name)) for row in rows}
     return Catalog(models=MappingProxyType(models), venues=load_venues(connection, previous.venues))
 
@@ -42,6 +43,8 @@ def load_model(connection: Connection, row: Row[Any], previous: Model | None) ->
     newest_label = connection.execute(
         select(VersionRow.label).where(VersionRow.model_id == row.id).order_by(VersionRow.seq.desc()).limit(1)
     ).scalar_one()
+    if serving_id is None:
+        raise LookupError(f"the version that {row.name} serves was let go")  # retention never takes it
     if previous is not None and previous.serving.id == serving_id:
         serving = previous.serving
     else:

@@ -7,14 +7,14 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or
 
 from mmserver.catalog.catalog import Version
 from mmserver.catalog.history import append_serving
 from mmserver.catalog.ingest import INGEST_REVISION, IngestedGroup
 from mmserver.catalog.loading import group_keys_by_symbol, load_groups, union_of_factors
-from mmserver.errors import AmbiguousSymbols
+from mmserver.errors import AmbiguousSymbols, ModelChanged
 from mmserver.storage.blobs import put_blob, put_encoded_blob
 from mmserver.storage.tables import (
     FactorListRow,
@@ -71,6 +71,19 @@ def stored_group_id(connection: Connection, sha256: str) -> int | None:
     return connection.execute(select(GroupRow.id).where(GroupRow.sha256 == sha256)).scalar()
 
 
+def stage_groups(connection: Connection, model_id: int, seq: int, contents: Iterable[GroupContent]) -> None:
+    """Store groups of a version that is not there yet, so that a large one need not be held in memory.
+
+    They are tied to the model from that version on, which keeps them from being taken for garbage; if the version never
+    comes, the next one clears the ties away.
+    """
+    ids = [_store_group(connection, content) for content in contents]
+    connection.execute(
+        insert(MembershipRow),
+        [{"model_id": model_id, "group_id": group_id, "first_seq": seq, "last_seq": None} for group_id in ids],
+    )
+
+
 def publish_version(
     connection: Connection,
     *,
@@ -87,7 +100,12 @@ def publish_version(
 
     Raises:
         AmbiguousSymbols: two groups of the result have one symbol; nothing may be committed then.
+        ModelChanged: `base` is not the newest version any more.
     """
+    seq = base.seq + 1 if base else 1
+    newest = connection.execute(select(func.max(VersionRow.seq)).where(VersionRow.model_id == model_id)).scalar() or 0
+    if newest != seq - 1:
+        raise ModelChanged(model_name=base.model_name if base else "the model")
     before = {key: group.id for key, group in base.groups.items()} if base else {}
     ids = {key: _store_group(connection, content) for key, content in contents.items()}
     removed_keys = tuple(sorted(key for key in removed if key in before and key not in ids))
@@ -100,7 +118,6 @@ def publish_version(
     new_groups = load_groups(connection, list(changed.values()))
     groups.update((key, new_groups[group_id]) for key, group_id in changed.items())
     _check_symbols(group_keys_by_symbol(groups.values()))
-    seq = base.seq + 1 if base else 1
     label = _free_label(connection, model_id, now)
     published_added = tuple(sorted(key for key in changed if key not in before))
     published_updated = tuple(sorted(key for key in changed if key in before))
@@ -122,6 +139,7 @@ def publish_version(
         )
         .returning(VersionRow.id)
     ).scalar_one()
+    connection.execute(delete(MembershipRow).where(MembershipRow.model_id == model_id, MembershipRow.first_seq >= seq))
     _move_memberships(connection, model_id, seq, [before[key] for key in (*removed_keys, *published_updated)], changed)
     append_serving(
         connection,

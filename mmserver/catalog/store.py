@@ -12,8 +12,10 @@ from sqlalchemy import select
 from mmserver.catalog.catalog import Catalog, Model, Version
 from mmserver.catalog.loading import load_catalog, load_model, load_venues, load_version
 from mmserver.catalog.payloads import Payloads
+from mmserver.catalog.watches import Watches
 from mmserver.errors import ModelNotFound, ReadOnly
 from mmserver.plugin_loading import Plugins
+from mmserver.sandbox.level import SandboxLevel
 from mmserver.sandbox.pool import Sandbox
 from mmserver.settings import Settings
 from mmserver.storage.database import Database
@@ -48,8 +50,10 @@ class Store:
         self.read_only = read_only
         self.now = now
         self.payloads = Payloads(database, plugins, settings.payload_cache_bytes)
+        self.watches = Watches(database, settings, plugins)
         self.waiting = WaitingClients(settings.max_waiters)
         self.catalog = Catalog()
+        self.tested_level: SandboxLevel | None = None
         self._reload_lock = threading.Lock()
         self._changed = threading.Condition()
         self._model_locks: dict[str, threading.RLock] = {}
@@ -119,6 +123,11 @@ class Store:
             self._old_versions[version_id] = version
         return version
 
+    def sandbox_level(self) -> dict[str, object]:
+        """How artifacts are guarded while they are read; `unknown` until the self-test at start has run."""
+        level = self.tested_level
+        return {"name": level.name, "steps": dict(level.steps)} if level else {"name": "unknown", "steps": {}}
+
     def check_writable(self) -> None:
         """Raises ReadOnly on an instance that may not change anything."""
         if self.read_only:
@@ -138,25 +147,28 @@ class Store:
         with self.waiting.one_more() as may_wait:
             while not is_changed(self.catalog):
                 remaining_s = deadline - time.monotonic()
-                if remaining_s <= 0 or not may_wait:
+                if remaining_s <= 0 or not may_wait or self.waiting.is_closed:
                     return False
                 with self._changed:
                     if not is_changed(self.catalog):
                         self._changed.wait(remaining_s)
         return True
 
+    def wake_waiting(self) -> None:
+        """Make every waiting client look again."""
+        with self._changed:
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Stop the worker and close the database; waiting clients are answered first."""
         self.waiting.close()
-        with self._changed:
-            self._changed.notify_all()
+        self.wake_waiting()
         self.sandbox.close()
         self.database.close()
 
     def _swap(self, catalog: Catalog) -> None:
         self.catalog = catalog
-        with self._changed:
-            self._changed.notify_all()
+        self.wake_waiting()
 
 
 class WaitingClients:
@@ -164,6 +176,7 @@ class WaitingClients:
 
     def __init__(self, limit: int) -> None:
         self.on_count: Callable[[int], None] = lambda _: None
+        self.is_closed = False
         self._limit = limit
         self._count = 0
         self._lock = threading.Lock()
@@ -187,3 +200,4 @@ class WaitingClients:
     def close(self) -> None:
         """Nobody may wait from now on."""
         self._limit = 0
+        self.is_closed = True

@@ -1,0 +1,150 @@
+"""The one place that knows every part: opens the state, and makes the WSGI application around it."""
+
+import logging
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import flask
+
+from mmserver.catalog.registering import drop_unfinished
+from mmserver.catalog.store import Store
+from mmserver.errors import SettingInvalid
+from mmserver.jobs import Jobs
+from mmserver.plugin_loading import Plugins, load_plugins
+from mmserver.sandbox.limits import JobLimits
+from mmserver.sandbox.pool import Sandbox
+from mmserver.settings import Settings, load_settings
+from mmserver.storage.data_dir import DataDir
+from mmserver.storage.database import Database, open_database
+from mmserver.storage.lease import Lease
+from mmserver.storage.schema import check_schema, upgrade_database
+from mmserver.web.blueprints import register_web
+
+RUNTIME_KEY = "mmserver.runtime"
+LEASE_NAME = "jobs"
+LEASE_TTL_S = 15.0
+log = logging.getLogger(__name__)
+
+
+class Runtime:
+    """What an application has open besides its store; `close` ends all of it in the right order."""
+
+    def __init__(self, store: Store, jobs: Jobs, opened: ExitStack) -> None:
+        self.store = store
+        self.jobs = jobs
+        self._opened = opened
+
+    def close(self) -> None:
+        """Stop the jobs, answer waiting clients, and close the database."""
+        self._opened.close()
+
+
+def create_app(
+    settings: Settings | None = None, *, owns_data_dir: bool = True, shares_jobs: bool = False
+) -> flask.Flask:
+    """The application, its state open and its scheduled jobs running; `app.extensions[RUNTIME_KEY].close()` ends it.
+
+    `owns_data_dir`: take the data directory's lock; a worker whose supervisor holds it does not. `shares_jobs`: several
+    processes serve one state, and the jobs run in the one that holds the lease.
+
+    Raises:
+        SettingInvalid, DataDirLocked, DatabaseCorrupt, SchemaTooNew, PluginInvalid: why it cannot start.
+    """
+    settings = settings or load_settings({}, os.environ, None)
+    with ExitStack() as opened:
+        store = opened.enter_context(open_store(settings, owns_data_dir=owns_data_dir))
+        lease = None
+        if shares_jobs and not store.read_only:
+            lease = Lease(store.database, LEASE_NAME, f"pid {os.getpid()}", LEASE_TTL_S, boot_clock)
+        snapshots_dir = None if settings.snapshot else DataDir(settings.data_dir).snapshots_dir
+        jobs = Jobs(store, snapshots_dir, lease)
+        app = flask.Flask("mmserver.web", static_folder=None)
+        register_web(app, store, store.plugins)
+        jobs.start()
+        opened.callback(jobs.stop)
+        app.extensions[RUNTIME_KEY] = Runtime(store, jobs, opened.pop_all())
+        return app
+
+
+class OpenStore:
+    """A store as a context manager: opened on entering, closed with everything beneath it on leaving."""
+
+    def __init__(self, settings: Settings, *, owns_data_dir: bool) -> None:
+        self._settings = settings
+        self._owns_data_dir = owns_data_dir
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Store:
+        with ExitStack() as opened:
+            plugins = load_plugins(self._settings.plugins_dir)
+            database = self._database(opened)
+            opened.callback(database.close)
+            is_read_only = self._settings.read_only or self._settings.snapshot is not None
+            store = Store(
+                settings=self._settings,
+                database=database,
+                plugins=plugins,
+                sandbox=_sandbox(self._settings, plugins),
+                read_only=is_read_only,
+            )
+            if self._owns_data_dir and not is_read_only:
+                drop_unfinished(store)
+            opened.callback(store.close)
+            self._opened = opened.pop_all()
+            return store
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def _database(self, opened: ExitStack) -> Database:
+        settings = self._settings
+        if settings.snapshot is not None:
+            database = open_database(_existing(settings.snapshot), read_only=True, n_readers=settings.threads + 4)
+            check_schema(database)
+            return database
+        data_dir = DataDir(settings.data_dir)
+        data_dir.create()
+        if self._owns_data_dir:
+            opened.enter_context(data_dir.lock())
+            data_dir.remove_leftovers()
+            upgrade_database(data_dir.database_path, data_dir.snapshots_dir)
+        elif not data_dir.database_path.exists():
+            with data_dir.lock():
+                upgrade_database(data_dir.database_path, data_dir.snapshots_dir)
+        database = open_database(data_dir.database_path, n_readers=settings.threads + 4)
+        check_schema(database)
+        return database
+
+
+def open_store(settings: Settings, *, owns_data_dir: bool = True) -> OpenStore:
+    """The state, to be used in a `with` block; the command line works on it beside a running server with
+    `owns_data_dir=False`.
+    """
+    return OpenStore(settings, owns_data_dir=owns_data_dir)
+
+
+def boot_clock() -> float:
+    """Seconds since the machine started: the same in all its processes, never set back."""
+
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _sandbox(settings: Settings, plugins: Plugins) -> Sandbox:
+    return Sandbox(
+        "mmserver.catalog.ingest:handlers",
+        {"plugins_dir": str(settings.plugins_dir) if settings.plugins_dir else None},
+        n_workers=settings.sandbox_workers,
+        limits=JobLimits(
+            memory_bytes=settings.sandbox_memory_bytes,
+            cpu_s=max(1, int(settings.sandbox_timeout_s)),
+            wall_s=settings.sandbox_timeout_s,
+        ),
+    )
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise SettingInvalid(setting="--snapshot", reason=f"no file is at {path}")
+    return path

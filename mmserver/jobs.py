@@ -1,0 +1,126 @@
+"""What runs by the clock: watching directories and venues, snapshots, retention, and following other processes' commits."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmserver.catalog.history import apply_retention
+from mmserver.catalog.refreshing import poll_model
+from mmserver.catalog.store import Store
+from mmserver.catalog.venues import poll_venue
+from mmserver.errors import MmserverError, ModelNotFound
+from mmserver.storage.lease import Lease
+from mmserver.storage.snapshots import create_snapshot, rotate_snapshots
+from mmserver.watching.identities import FileIdentity
+
+if TYPE_CHECKING:
+    from mmserver.steady_scheduler import SteadyScheduler
+
+FOLLOW_INTERVAL_S = 0.5
+LEASE_INTERVAL_S = 5.0
+RETENTION_INTERVAL_S = 3600.0
+log = logging.getLogger(__name__)
+
+
+class Jobs:
+    """The scheduled jobs of one process. With a lease, only its holder watches; everybody follows."""
+
+    def __init__(self, store: Store, snapshots_dir: Path | None, lease: Lease | None = None) -> None:
+        self._store = store
+        self._snapshots_dir = snapshots_dir
+        self._lease = lease
+        self._holds_lease = lease is None
+        self._pending_venues: dict[str, FileIdentity] = {}
+        self._scheduler: SteadyScheduler | None = None
+        self._last_run_at = time.monotonic()
+
+    def start(self) -> None:
+        """Start the jobs in threads of their own; returns at once."""
+        threading.Thread(target=self._start, name="jobs-start", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the job that is running finish, and start no other."""
+        if self._scheduler is not None:
+            self._scheduler.shutdown(wait=True)
+        if self._lease is not None and self._holds_lease:
+            self._contained("release", self._lease.release)()
+
+    def silence_s(self) -> float:
+        """How long no job has run; much more than their intervals means that they are stuck."""
+        return time.monotonic() - self._last_run_at
+
+    def watch(self) -> None:
+        """One look at everything that is watched; one model's trouble is not another's."""
+        for model_name in list(self._store.catalog.models):
+            self._contained(f"model {model_name}", lambda name=model_name: self._poll(name))()
+        for venue in list(self._store.catalog.venues):
+            self._contained(f"venue {venue}", lambda name=venue: poll_venue(self._store, name, self._pending_venues))()
+
+    def snapshot(self) -> None:
+        """Take a snapshot and let the oldest go."""
+        if self._snapshots_dir is None:
+            return
+        create_snapshot(self._store.database, self._snapshots_dir, self._store.now())
+        rotate_snapshots(self._snapshots_dir, self._store.settings.snapshot_keep)
+
+    def _start(self) -> None:
+        from mmserver.steady_scheduler import SteadyScheduler
+
+        settings = self._store.settings
+        scheduler = SteadyScheduler()
+        scheduler.every("follow", FOLLOW_INTERVAL_S, self._contained("follow", self._store.follow_commits))
+        if self._lease is not None:
+            self._renew()
+            scheduler.every("lease", LEASE_INTERVAL_S, self._contained("lease", self._renew))
+        if not self._store.read_only:
+            if settings.watch_enabled:
+                scheduler.every("watch", settings.watch_interval_s, self._held("watch", self.watch))
+            if settings.snapshot_interval_s:
+                scheduler.every("snapshot", settings.snapshot_interval_s, self._held("snapshot", self.snapshot))
+            scheduler.every("retention", RETENTION_INTERVAL_S, self._held("retention", self._retain))
+        self._scheduler = scheduler
+        scheduler.start()
+        self._contained("sandbox self-test", self._test_sandbox)()
+
+    def _poll(self, model_name: str) -> None:
+        try:
+            poll_model(self._store, model_name)
+        except ModelNotFound:
+            return  # removed since the list was made
+
+    def _retain(self) -> None:
+        apply_retention(self._store)
+
+    def _renew(self) -> None:
+        if self._lease is not None:
+            self._holds_lease = self._lease.acquire_or_renew()
+
+    def _test_sandbox(self) -> None:
+        if not self._store.read_only:
+            self._store.tested_level = self._store.sandbox.level()
+
+    def _held(self, name: str, job: Callable[[], object]) -> Callable[[], None]:
+        contained = self._contained(name, job)
+
+        def run() -> None:
+            if self._holds_lease:
+                contained()
+
+        return run
+
+    def _contained(self, name: str, job: Callable[[], object]) -> Callable[[], None]:
+        """The job with its errors logged: expected ones in one line, others with their traceback."""
+
+        def run() -> None:
+            self._last_run_at = time.monotonic()
+            try:
+                job()
+            except MmserverError as error:
+                log.warning("%s: %s", name, error)
+            except Exception:
+                log.exception("%s failed", name)
+
+        return run
