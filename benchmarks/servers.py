@@ -1,0 +1,78 @@
+"""Starting servers for a benchmark, each a process of its own on a free port, and ending them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A process that answers under `url`."""
+
+    url: str
+    pid: int
+
+
+def clean_environ() -> dict[str, str]:
+    """This environment without anybody's mmserver settings in it."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("MMSERVER_", "MODEL_MANAGER_"))}
+
+
+def free_port() -> int:
+    """A port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(arguments: Sequence[str], port: int, ready_path: str, log_path: Path) -> Iterator[Server]:
+    """Run `python ARGUMENTS` until the end of the block; it has to answer `ready_path` first."""
+    url = f"http://127.0.0.1:{port}"
+    with log_path.open("ab") as log:
+        process = subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log, env=clean_environ())
+    try:
+        _wait_until_ready(process, url + ready_path, log_path)
+        yield Server(url, process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def mmserver(data_dir: Path, *options: str) -> Iterator[Server]:
+    """`mmserver serve` on that data directory."""
+    port = free_port()
+    call = "from mmserver.cli.main import main; main(prog_name='mmserver')"
+    arguments = ["-c", call, "serve", "--data-dir", str(data_dir), "--host", "127.0.0.1", "--port", str(port)]
+    with running([*arguments, *options], port, "/livez", data_dir.with_suffix(".log")) as server:
+        yield server
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log_path: Path) -> None:
+    until = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with {process.returncode}:\n{log_path.read_text()[-3000:]}")
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.05)
+    raise SystemExit(f"{url} did not answer within {START_TIMEOUT_S:.0f} s:\n{log_path.read_text()[-3000:]}")
