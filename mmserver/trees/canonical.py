@@ -34,7 +34,9 @@ def ubjson_from_document(document: Document) -> bytes:
 
 
 def float64_from_float32(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """For each float32 the float64 whose own decimal text is the shortest that is nearest to that float32 alone.
+    """For each float32 the float64 whose own decimal text is the shortest that reads back as that float32.
+
+    At ties and at powers of two the text may have a digit more than the shortest.
 
     Read as float64 and rounded, or read as float32 at once, the text gives the same bits.
     """

@@ -127,6 +127,8 @@ def booster_of(document: Document) -> tuple[str, dict[str, Any], str]:
     if name == "dart":
         inner = member_of(gradient_booster, "gbtree", dict, "learner.gradient_booster")
         path = "learner.gradient_booster.gbtree"
+        if inner.get("name") != "gbtree":
+            raise Undecodable("invalid_model", f"{path}.name: not gbtree")
         return name, member_of(inner, "model", dict, path), f"{path}.model"
     raise Undecodable("unsupported", f"booster {name[:80]!r}: only gbtree and dart have trees")
 

@@ -20,6 +20,8 @@ class Objective(NamedTuple):
     link: Link
     parameters: str | None
     """The member of `learner.objective` that XGBoost insists on, if any."""
+    required: str | None = None
+    """The parameter that must be in it."""
 
 
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
@@ -30,7 +32,7 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "reg:logistic": Objective(Link.LOGIT, "reg_loss_param"),
         "reg:pseudohubererror": Objective(Link.IDENTITY, None),
         "reg:absoluteerror": Objective(Link.IDENTITY, None),
-        "reg:quantileerror": Objective(Link.IDENTITY, "quantile_loss_param"),
+        "reg:quantileerror": Objective(Link.IDENTITY, "quantile_loss_param", "quantile_alpha"),
         "reg:gamma": Objective(Link.LOG, None),
         "reg:tweedie": Objective(Link.LOG, "tweedie_regression_param"),
         "binary:logistic": Objective(Link.LOGIT, "reg_loss_param"),
@@ -39,8 +41,8 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "count:poisson": Objective(Link.LOG, "poisson_regression_param"),
         "survival:cox": Objective(Link.LOG, None),
         "survival:aft": Objective(Link.LOG, "aft_loss_param"),
-        "multi:softmax": Objective(Link.IDENTITY, "softmax_multiclass_param"),
-        "multi:softprob": Objective(Link.IDENTITY, "softmax_multiclass_param"),
+        "multi:softmax": Objective(Link.IDENTITY, "softmax_multiclass_param", "num_class"),
+        "multi:softprob": Objective(Link.IDENTITY, "softmax_multiclass_param", "num_class"),
         "rank:pairwise": Objective(Link.IDENTITY, "lambdarank_param"),
         "rank:ndcg": Objective(Link.IDENTITY, "lambdarank_param"),
         "rank:map": Objective(Link.IDENTITY, "lambdarank_param"),

@@ -25,7 +25,9 @@ MAX_CATEGORY = 1 << 24
 MAX_CATEGORY_BITS = 1 << 29
 """Each categorical split becomes a bit set as wide as its largest category; this bounds all of them together: 64 MiB."""
 
-_OPTIONAL = ("split_type", "categories", "categories_nodes", "categories_segments", "categories_sizes")
+_CATEGORICAL = ("split_type", "categories", "categories_nodes", "categories_segments", "categories_sizes")
+"""All absent in documents from before categorical splits; never only some."""
+
 _PER_NODE = tuple(key for key in TREE_ARRAYS if not key.startswith("categories"))
 _STATISTICS = ("base_weights", "loss_changes", "sum_hessian")
 
@@ -96,7 +98,7 @@ def count_from_text(value: Any, path: str, limit: int) -> int:
 def _collect(tree: dict[str, Any], index: int, n_features: int, columns: dict[str, list[Array]], path: str) -> int:
     """Add one tree's arrays to `columns`; how many deleted nodes it declares."""
     parameters = member_of(tree, "tree_param", dict, path)
-    if parameters.get("size_leaf_vector", "0") not in ("0", "1"):
+    if count_from_text(parameters.get("size_leaf_vector"), f"{path}.tree_param.size_leaf_vector", DELETED) > 1:
         raise Undecodable("unsupported", "multi_output_tree: leaves that are vectors")
     n_nodes = count_from_text(parameters.get("num_nodes"), f"{path}.tree_param.num_nodes", DELETED)
     count_from_text(parameters.get("num_feature"), f"{path}.tree_param.num_feature", n_features)
@@ -104,16 +106,17 @@ def _collect(tree: dict[str, Any], index: int, n_features: int, columns: dict[st
         raise Undecodable("invalid_model", f"{path}.tree_param.num_nodes: a tree without a root")
     if member_of(tree, "id", int, path) != index:
         raise Undecodable("invalid_model", f"{path}.id: {tree['id']} in place {index}")
+    is_before_categories = not any(key in tree for key in _CATEGORICAL)
     for key, arrays in columns.items():
         array = tree.get(key)
-        if array is None and key in _OPTIONAL:
+        if is_before_categories and key in _CATEGORICAL:
             array = np.zeros(n_nodes if key == "split_type" else 0, TREE_ARRAYS[key])
         if not isinstance(array, np.ndarray):
             raise Undecodable("invalid_model", f"{path}.{key}: missing")
         if key in _PER_NODE and array.size != n_nodes:
             raise Undecodable("invalid_model", f"{path}.{key}: {array.size} entries for {n_nodes} nodes")
         arrays.append(array)
-    return count_from_text(parameters.get("num_deleted", "0"), f"{path}.tree_param.num_deleted", n_nodes)
+    return count_from_text(parameters.get("num_deleted"), f"{path}.tree_param.num_deleted", n_nodes)
 
 
 def _concatenate(arrays: list[Array], dtype: np.dtype[Any]) -> Array:
@@ -158,6 +161,8 @@ class _Checks:
         self.refuse_where(
             self.is_deleted & (self.is_split | (self.local == 0)), "split_indices", "a deleted node in use"
         )
+        lacks_mark = self.is_deleted & (self.flat["default_left"] != 1)
+        self.refuse_where(lacks_mark, "default_left", "0 at a deleted node, which XGBoost marks by 1")
         found = np.bincount(self.tree_of(np.flatnonzero(self.is_deleted)), minlength=len(n_deleted))
         if (found != n_deleted).any():
             tree = int(np.argmax(found != n_deleted))

@@ -25,6 +25,7 @@ MAX_TREES = 1_000_000
 _FEATURE_TYPES = frozenset({"float", "int", "i", "q", "c"})
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+([eE][+-]?[0-9]{1,4})?|[eE][+-]?[0-9]{1,4})")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _PARAMETER = re.compile(r"[a-z_]{0,40}|\[?(-?[0-9.]+([eE][+-]?[0-9]{1,4})?,?)*\]?")
 
 
@@ -39,6 +40,7 @@ def validate(document: Document) -> TreeModel:
         XGBoost model IO, JSON schema, versions 1.7 to 3.2; the walk's own assumptions from notes on its crashes.
     """
     version = version_of(document)
+    _check_texts(document)
     learner = member_of(document, "learner", dict, "")
     booster, model, path = booster_of(document)
     n_features, n_outputs = _sizes(learner)
@@ -69,6 +71,20 @@ def validate(document: Document) -> TreeModel:
         tree_weight=_tree_weights(learner, booster, len(trees)),
         **vars(forest),
     )
+
+
+def _check_texts(document: Document) -> None:
+    """XGBoost's JSON reader has no escapes for most control characters."""
+    pending: list[Any] = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending.extend(value)
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(member for member in value if isinstance(member, dict | list | str))
+        elif isinstance(value, str) and not value.isprintable() and _CONTROL.search(value):
+            raise Undecodable("invalid_model", f"a control character in {value[:80]!r}")
 
 
 def iteration_offsets_of(model: dict[str, Any], n_outputs: int, path: str) -> NDArray[np.int64]:
@@ -125,9 +141,11 @@ def _objective(learner: dict[str, Any], n_outputs: int) -> str:
     name: str = member_of(objective, "name", str, "learner.objective")
     if name not in OBJECTIVES:
         raise Undecodable("unsupported", f"objective {name[:80]!r}")
-    required = OBJECTIVES[name].parameters
-    if required is not None:
-        member_of(objective, required, dict, "learner.objective")
+    known = OBJECTIVES[name]
+    if known.parameters is not None:
+        member_of(objective, known.parameters, dict, "learner.objective")
+        if known.required is not None and not objective[known.parameters].get(known.required):
+            raise Undecodable("invalid_model", f"learner.objective.{known.parameters}.{known.required}: missing")
     for key, parameters in objective.items():
         if key != "name":
             _check_parameters(parameters, f"learner.objective.{key}")
@@ -217,8 +235,8 @@ def _feature_texts(learner: dict[str, Any], key: str, n_features: int) -> tuple[
 
 
 def _best_iteration(learner: dict[str, Any], n_iterations: int) -> int | None:
-    attributes = learner.get("attributes", {})
-    if not isinstance(attributes, dict) or not all(isinstance(value, str) for value in attributes.values()):
+    attributes = member_of(learner, "attributes", dict, "learner")
+    if not all(isinstance(value, str) for value in attributes.values()):
         raise Undecodable("invalid_model", "learner.attributes: not texts by name")
     if "best_iteration" not in attributes:
         return None

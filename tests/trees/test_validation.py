@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmserver.errors import Undecodable
+from mmserver.trees.canonical import json_from_document
 from mmserver.trees.document import document_from_bytes
 from mmserver.trees.validation import validate
 
@@ -53,6 +54,11 @@ def set_node(key: str, node: int, value: float) -> Callable[[dict[str, Any]], No
         model_of(document)["trees"][1][key][node] = value
 
     return change
+
+
+def delete_a_leaf_uncounted(document: dict[str, Any]) -> None:
+    tree = model_of(document)["trees"][1]
+    tree["split_indices"][-1], tree["default_left"][-1] = 2**31 - 1, 1
 
 
 def set_tree(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -142,7 +148,7 @@ MUTATIONS = [
     pytest.param(set_node("split_indices", 0, -1), f"{TREE}.split_indices[0]", id="split-index-negative"),
     pytest.param(set_node("split_indices", 0, 5), f"{TREE}.split_indices[0]", id="split-index-one-too-many"),
     pytest.param(set_node("split_indices", 1, 2**31 - 1), f"{TREE}.split_indices[1]", id="deleted-but-a-split"),
-    pytest.param(set_node("split_indices", -1, 2**31 - 1), f"{TREE}.tree_param.num_deleted", id="deleted-not-counted"),
+    pytest.param(delete_a_leaf_uncounted, f"{TREE}.tree_param.num_deleted", id="deleted-not-counted"),
     pytest.param(set_size("num_deleted", "1"), f"{TREE}.tree_param.num_deleted", id="counted-not-deleted"),
     pytest.param(set_node("default_left", 0, 2), f"{TREE}.default_left[0]", id="default-left-2"),
     pytest.param(set_node("split_type", 0, 1), f"{TREE}.split_type[0]", id="categorical-without-categories"),
@@ -229,6 +235,12 @@ MUTATIONS = [
     pytest.param(
         set_model("cats", {"enc": [{}], "feature_segments": [0, 1], "sorted_idx": [0]}), f"{MODEL}.cats", id="cats"
     ),
+    pytest.param(remove("learner.attributes"), "learner.attributes", id="no-attributes"),
+    pytest.param(remove(f"{MODEL}.trees.1.categories_sizes"), f"{TREE}.categories_sizes", id="half-the-categories"),
+    pytest.param(
+        set_top("feature_names", ["a\x00", "b", "c", "d", "e"]), "a control character", id="control-character"
+    ),
+    pytest.param(set_size("size_leaf_vector", None), f"{TREE}.tree_param.size_leaf_vector", id="no-leaf-size"),
     pytest.param(remove("learner.objective"), "learner.objective", id="no-objective"),
     pytest.param(remove("learner"), "learner", id="no-learner"),
     pytest.param(remove("version"), "version", id="no-version"),
@@ -287,6 +299,30 @@ def test_outputs_and_iterations_are_counted(booster, kind, n_outputs, n_iteratio
 
 def test_pruned_nodes_are_known_as_deleted(booster):
     assert validate(document_of(booster("pruned"))).is_deleted.any()
+
+
+def test_a_deleted_node_without_its_mark_is_refused(booster):
+    document = document_of(booster("pruned"))
+    tree = next(tree for tree in model_of(document)["trees"] if (tree["split_indices"] == 2**31 - 1).any())
+    tree["default_left"][np.argmax(tree["split_indices"] == 2**31 - 1)] = 0
+    assert "default_left" in refusal(document).detail
+
+
+def test_quantiles_must_be_named(booster):
+    document = document_of(booster("quantiles"))
+    del learner_of(document)["objective"]["quantile_loss_param"]["quantile_alpha"]
+    assert refusal(document).detail.startswith("learner.objective.quantile_loss_param.quantile_alpha")
+
+
+def test_documents_from_before_categorical_splits_are_accepted(booster, predict, rows_to_predict):
+    document = document_of(booster("regression"))
+    for tree in model_of(document)["trees"]:
+        for key in ("split_type", "categories", "categories_nodes", "categories_segments", "categories_sizes"):
+            del tree[key]
+    assert not validate(document).has_categorical
+    assert np.array_equal(
+        predict(json_from_document(document), rows_to_predict), predict(booster("regression"), rows_to_predict)
+    )
 
 
 def test_a_deleted_node_that_is_reachable_is_refused(booster):
