@@ -7,8 +7,8 @@ from mmserver.watching.scanning import Clock, Scan, restat
 from mmserver.watching.settling import Observation, Watcher
 
 _MAX_ROUNDS = 5
-_GONE_LOOKS = 2
-"""Missing in the full scan and still missing after the settling time: a person who asks does not wait for more polls."""
+_GONE_POLLS = 1
+"""A person who asks does not wait for more polls: settling already means two looks with settle_s between them."""
 _TIMER_SLACK_S = 0.002
 """A wait may end this much early by the clock that the scans are made with."""
 
@@ -31,7 +31,7 @@ def settle_now(
     n_rounds = 0
     while True:
         observation = watcher.observe(
-            scan, settle_s=settle_s, gone_polls=_GONE_LOOKS, accept_vanished=accept_vanished, ignore_backoff=True
+            scan, settle_s=settle_s, gone_polls=_GONE_POLLS, accept_vanished=accept_vanished, ignore_backoff=True
         )
         unsettled = [key for key, reason in observation.pending.items() if reason in {"settling", "missing"}]
         if not unsettled:

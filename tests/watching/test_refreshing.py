@@ -4,6 +4,7 @@ import pytest
 
 from mmserver.errors import StillChanging
 from mmserver.watching.refreshing import settle_now
+from mmserver.watching.scanning import restat
 
 
 @pytest.fixture
@@ -108,3 +109,33 @@ def test_a_file_that_is_added_to_a_settling_group_is_seen_among_many_others(root
     root.write("x_info.pkl")
     refresh(once=lambda: root.write("x_model.pkl"))
     assert set(poller.content["x"]) == {"x_info.pkl", "x_model.pkl"}
+
+
+def test_a_new_group_beside_a_settling_one_is_seen_among_many_others(root, poller, refresh):
+    for i in range(50):
+        root.write_group(f"S{i}")
+    poller.settle()
+    root.write_group("x")
+    observation = refresh(once=lambda: root.write_group("y"))
+    assert {group.group_key for group in observation.changed} == {"x", "y"}
+
+
+def test_a_partial_look_releases_only_what_it_looked_at(root, poller):
+    root.write_group("x")
+    root.write_group("y")
+    poller.poll()
+    root.clock.now += 3
+    observation = poller.watcher.observe(restat(root.last, [("", "x")], root.clock))
+    assert [group.group_key for group in observation.changed] == ["x"]
+    assert observation.pending == {"y": "settling"}
+
+
+@pytest.mark.parametrize("away", ["the directory", "the root"])
+def test_a_place_that_vanishes_while_waiting_is_no_error(root, poller, refresh, away):
+    root.write_group("sub/x")
+    root.write_group("y")
+    poller.settle()
+    root.write_group("sub/x", b"new")
+    observation = refresh(once=lambda: shutil.rmtree(root.path / "sub" if away == "the directory" else root.path))
+    assert observation.gone == (("x",) if away == "the directory" else ())
+    assert observation.frozen == (None if away == "the directory" else "root_missing")
