@@ -12,6 +12,7 @@ import numpy as np
 from mmserver.errors import Undecodable
 from mmserver.inert.records import (
     NAT_TICKS,
+    TICKS_PER_S,
     Array,
     ExtensionArray,
     Frame,
@@ -29,7 +30,6 @@ from mmserver.inert.records import (
 )
 
 _MICROS_PER_S = 10**6
-_TICKS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _JSON_INTEGERS = range(-(1 << 63), 1 << 64)
 
 
@@ -240,7 +240,7 @@ def _times(flat: Array, dtype: str) -> list[str | None]:
 
 
 def _duration(ticks: int, unit: str) -> str:
-    seconds = Decimal(abs(ticks)) / _TICKS_PER_S[unit]
+    seconds = Decimal(abs(ticks)) / TICKS_PER_S[unit]
     return f"{'-' if ticks < 0 else ''}PT{seconds.normalize():f}S"
 
 

@@ -45,7 +45,7 @@ class Global:
 
 
 class Machine:
-    """Decodes one pickle stream that starts at `pos` in `data`; nested streams share budget and memo of nothing else."""
+    """Decodes one pickle stream that starts at `pos` in `data`; a nested stream shares its budget, not its memo."""
 
     def __init__(
         self, data: bytes, pos: int, budget: Budget, find_global: Callable[[str, str], Value], depth: int = 0

@@ -10,14 +10,14 @@ Value: TypeAlias = Any
 Array: TypeAlias = np.ndarray[Any, Any]
 Values: TypeAlias = Array | list[Any] | range
 
-_TICKS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+TICKS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _FRACTION_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 _EPOCH = dt.datetime(1970, 1, 1)
 
 
 def iso_from_ticks(ticks: int, unit: str) -> str:
     """RFC 3339 text without an offset; years outside 1..9999 give the bare count with its unit."""
-    seconds, fraction = divmod(ticks, _TICKS_PER_S[unit])
+    seconds, fraction = divmod(ticks, TICKS_PER_S[unit])
     try:
         text = (_EPOCH + dt.timedelta(seconds=seconds)).isoformat()
     except OverflowError:
@@ -145,7 +145,7 @@ def zone_from_dtype(dtype: str) -> str | None:
 def ticks_from_datetimes(values: Array) -> tuple[list[int], str]:
     """Counts since 1970 (or lengths, for timedeltas) and their unit: s, ms, us or ns. NaT is the smallest int64."""
     unit, number = np.datetime_data(values.dtype)
-    if unit not in _TICKS_PER_S or number != 1:
+    if unit not in TICKS_PER_S or number != 1:
         unit, values = "s", values.astype(f"{values.dtype.kind}8[s]")
     ticks: list[int] = values.astype(np.int64).tolist()
     return ticks, unit

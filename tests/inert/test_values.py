@@ -180,7 +180,7 @@ def test_numpy_scalars_keep_their_type(protocol: int) -> None:
 
 @PROTOCOLS
 def test_names_of_numpy_1_are_read_too(protocol: int) -> None:
-    # Same lengths matter to the framing: the text opcode carries its length, so both are rewritten.
+    # The text opcode carries its length, so both are rewritten.
     written = pickle.dumps({"a": np.arange(3.0), "s": np.float32(2)}, protocol)
     for module in (b"numpy._core.multiarray", b"numpy._core.numeric"):
         old = module.replace(b"_core", b"core")
