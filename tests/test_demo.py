@@ -1,12 +1,18 @@
 """The demo's models are real, honest and the same every time, and its directory is nobody else's."""
 
 import dataclasses
+import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
+from mmserver.cli.main import main
 from mmserver.demo.directory import OWN_LIST, DemoResult, venue_files, write_demo
 from mmserver.demo.factors import factor_columns, forward_return
 from mmserver.demo.market_data import MarketSeries, load_market_series
@@ -150,3 +156,65 @@ def test_the_venue_files_hold_increasing_thresholds_and_call_themselves_examples
         assert [row["symbol"] for row in rows] == ["SP500", "NASDAQ"]
         assert all(0 < row["medium_notional_threshold"] < row["large_notional_threshold"] for row in rows)
     assert (demo.directory / "venues/README.txt").read_text().startswith("EXAMPLES")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def listed(data_dir: Path, *command: str) -> list[dict[str, Any]]:
+    result = run(*command, "--json", "--data-dir", data_dir)
+    assert result.exit_code == 0, result.output
+    items: list[dict[str, Any]] = json.loads(result.output)["items"]
+    return items
+
+
+def test_the_command_registers_its_model_and_venues_and_can_be_repeated(tmp_path: Path) -> None:
+    data_dir, directory = tmp_path / "data", tmp_path / "demo"
+    command = ("demo", directory, "--register", "--data-dir", data_dir)
+    first, second = run(*command), run(*command)
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    (model,) = listed(data_dir, "models", "list")
+    assert (model["model_name"], model["status"], model["group_count"], model["error"]) == ("demo", "ok", 4, None)
+    assert model["version"] in first.output
+    assert model["version"] in second.output
+    assert {v["venue"]: v["symbols"] for v in listed(data_dir, "venues", "show")} == dict.fromkeys(
+        venue_files(directory), 2
+    )
+
+
+def test_a_retraining_becomes_a_new_version_of_every_group(tmp_path: Path) -> None:
+    data_dir, directory = tmp_path / "data", tmp_path / "demo"
+    assert run("demo", directory, "--register", "--data-dir", data_dir).exit_code == 0
+    retrained = run("demo", directory, "--register", "--retrain", "--data-dir", data_dir)
+    assert retrained.exit_code == 0, retrained.output
+    (model,) = listed(data_dir, "models", "list")
+    newest, oldest = listed(data_dir, "models", "versions", "demo")
+    assert model["version"] == newest["version"] != oldest["version"]
+    assert len(newest["updated"]) == 4
+
+
+def test_registering_the_demo_leaves_other_models_and_venues_alone(demo: DemoResult, tmp_path: Path) -> None:
+    data_dir, directory = tmp_path / "data", tmp_path / "demo"
+    own = tmp_path / "mine.pkl"
+    own.write_bytes(pickle.dumps([{"symbol": "A", "medium_notional_threshold": 1.0, "large_notional_threshold": 2.0}]))
+    assert run("models", "add", "demo", demo.directory, "--data-dir", data_dir).exit_code == 0
+    assert run("venues", "set", "okex-futures", own, "--data-dir", data_dir).exit_code == 0
+    taken = run("demo", directory, "--register", "--data-dir", data_dir)
+    assert (taken.exit_code, "demo" in taken.output) == (3, True)
+    again = run("demo", demo.directory, "--register", "--data-dir", data_dir)
+    assert again.exit_code == 0, again.output
+    paths = {v["venue"]: v["pkl_path"] for v in listed(data_dir, "venues", "show")}
+    assert paths["okex-futures"] == str(own)
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    blocked = "import sys; sys.modules['arch'] = None\nfrom mmserver.cli.main import main\nmain(prog_name='mmserver')"
+    command = [sys.executable, "-c", blocked, "demo", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "pip install 'mmserver[demo]'" in done.stderr
+    assert not (tmp_path / "demo").exists()
