@@ -64,4 +64,5 @@ def _response(asset: Asset, cache_control: str) -> flask.Response:
     response = flask.Response(asset.content, content_type=asset.media_type)
     response.headers["Cache-Control"] = cache_control
     response.set_etag(asset.digest)
-    return response.make_conditional(flask.request)
+    response.make_conditional(flask.request)
+    return response

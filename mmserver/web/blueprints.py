@@ -1,5 +1,8 @@
 """Everything that the web layer adds to the application, in one call."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import flask
 import flask_compress
 
@@ -11,10 +14,16 @@ from mmserver.web.framing import ResponseFrame
 from mmserver.web.same_site import refuse_cross_site
 
 
-def register_web(app: flask.Flask, store: Store, plugins: Plugins) -> None:
-    """Add the API, the pages, error rendering and response headers; the last word on what every response carries."""
+def register_web(
+    app: flask.Flask, store: Store, plugins: Plugins, *, checks: Mapping[str, health.Check] = MappingProxyType({})
+) -> None:
+    """Add the API, the pages, error rendering and response headers; the last word on what every response carries.
+
+    `checks` are shown by `/readyz` besides those of the store: what only the application knows, such as its scheduler.
+    """
     app.extensions[STORE_KEY] = store
     app.extensions[assets.ASSETS_KEY] = assets.load_assets()
+    app.extensions[health.CHECKS_KEY] = {**health.store_checks(store), **checks}
     app.config["MAX_CONTENT_LENGTH"] = store.settings.max_body_bytes
     app.before_request(refuse_cross_site)
     errors.register_errors(app)

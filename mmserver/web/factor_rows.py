@@ -59,7 +59,7 @@ def factor_table(record: GroupRecord) -> FactorTable:
     rows = []
     for described in record.dim_factors:
         measured = by_name.get(described.factor_name, {})
-        ic = _figure(measured.get(ic_column))
+        ic = _figure(measured.get(ic_column)) if ic_column else None
         rows.append(
             FactorRow(
                 dim=described.dim,

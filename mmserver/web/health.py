@@ -1,11 +1,34 @@
 """`/livez` and `/readyz`: whether the process answers, and whether it can do its work."""
 
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
 import flask
 
-from mmserver.web.current import current_store
+from mmserver.catalog.store import Store
+from mmserver.errors import MmserverError
 from mmserver.web.responses import json_response
 
 blueprint = flask.Blueprint("health", __name__)
+
+CHECKS_KEY = "mmserver.checks"
+RETRY_AFTER_S = 2
+Check: TypeAlias = Callable[[], Mapping[str, Any]]
+"""Gives at least `status`: `ok`, `degraded` (models are served all the same) or `failing` (they are not)."""
+
+
+def store_checks(store: Store) -> dict[str, Check]:
+    """What a store alone can say about itself."""
+    return {
+        "catalog": lambda: {
+            "status": "ok", "models": len(store.catalog.models), "venues": len(store.catalog.venues),
+            "read_only": store.read_only,
+        },
+        "database": lambda: _database(store),
+        "models": lambda: _statuses({model.name: model.status for model in store.catalog.models.values()}),
+        "venues": lambda: _statuses({venue.name: venue.status for venue in store.catalog.venues.values()}),
+        "sandbox": lambda: _sandbox(store),
+    }  # fmt: skip
 
 
 @blueprint.get("/livez")
@@ -16,5 +39,37 @@ def get_livez() -> flask.Response:
 
 @blueprint.get("/readyz")
 def get_readyz() -> flask.Response:
-    """200 while models can be served, degraded ones included; 503 when the state cannot be read."""
-    return json_response({})
+    """200 while models can be served, degraded ones included; 503 when something that serving needs is failing."""
+    checks: Mapping[str, Check] = flask.current_app.extensions[CHECKS_KEY]
+    found = {name: _outcome(check) for name, check in checks.items()}
+    words = {str(outcome["status"]) for outcome in found.values()}
+    if "failing" in words:
+        return json_response({"status": "failing", "checks": found}, 503, {"Retry-After": str(RETRY_AFTER_S)})
+    return json_response({"status": "degraded" if words != {"ok"} else "ok", "checks": found})
+
+
+def _outcome(check: Check) -> Mapping[str, Any]:
+    try:
+        return check()
+    except MmserverError as error:
+        return {"status": "failing", "code": error.code}
+
+
+def _database(store: Store) -> Mapping[str, Any]:
+    store.database.data_version()
+    return {"status": "ok"}
+
+
+def _statuses(words: Mapping[str, str]) -> Mapping[str, Any]:
+    return {"status": "ok" if set(words.values()) <= {"ok"} else "degraded", "items": words}
+
+
+def _sandbox(store: Store) -> Mapping[str, Any]:
+    """Without the guarded worker nothing new is read, but what is there goes on being served."""
+    if store.read_only:
+        return {"status": "ok", "level": "not needed: read-only"}
+    try:
+        level = store.sandbox.level()
+    except MmserverError as error:
+        return {"status": "degraded", "code": error.code}
+    return {"status": "ok", "level": level.name, "steps": level.steps}
