@@ -7,32 +7,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmserver.errors import NotConvertible, Undecodable
-    from mmserver.formats import (
-        Artifact,
-        ArtifactFormat,
-        Converter,
-        Event,
-        FactorList,
-        FloatRows,
-        IcTable,
-        InfoRecord,
-        ModelFile,
-        PageLink,
-        Predictor,
-        Probes,
-        QuantileTable,
-        Scalar,
-    )
-    from mmserver.hookspecs import hookimpl
-    from mmserver.inert import decode as decode_pickle
-    from mmserver.inert import records, to_jsonable
-    from mmserver.trees.document import document_from_bytes, document_from_snapshot
-    from mmserver.trees.model_file import (
-        model_file_from_document,
-        scikit_learn_attributes,
-        ubjson_from_model_file,
-    )
+    from mmserver.errors import NotConvertible as NotConvertible
+    from mmserver.errors import Undecodable as Undecodable
+    from mmserver.formats import Artifact as Artifact
+    from mmserver.formats import ArtifactFormat as ArtifactFormat
+    from mmserver.formats import Converter as Converter
+    from mmserver.formats import Event as Event
+    from mmserver.formats import FactorList as FactorList
+    from mmserver.formats import FloatRows as FloatRows
+    from mmserver.formats import IcTable as IcTable
+    from mmserver.formats import InfoRecord as InfoRecord
+    from mmserver.formats import ModelFile as ModelFile
+    from mmserver.formats import PageLink as PageLink
+    from mmserver.formats import Predictor as Predictor
+    from mmserver.formats import Probes as Probes
+    from mmserver.formats import QuantileTable as QuantileTable
+    from mmserver.formats import Scalar as Scalar
+    from mmserver.hookspecs import hookimpl as hookimpl
+    from mmserver.inert import decode
+    from mmserver.inert import records as records
+    from mmserver.inert import to_jsonable as to_jsonable
+    from mmserver.trees.document import document_from_bytes as document_from_bytes
+    from mmserver.trees.document import document_from_snapshot as document_from_snapshot
+    from mmserver.trees.model_file import model_file_from_document as model_file_from_document
+    from mmserver.trees.model_file import scikit_learn_attributes as scikit_learn_attributes
+    from mmserver.trees.model_file import ubjson_from_model_file as ubjson_from_model_file
+
+    decode_pickle = decode
 
 _HOMES = {
     "Artifact": "mmserver.formats",
@@ -62,10 +63,6 @@ _HOMES = {
     "ubjson_from_model_file": "mmserver.trees.model_file",
 }
 """Where each name is at home; after a colon, what it is called there (nothing: the module itself)."""
-
-__all__ = [  # noqa: PLE0604 (the table above is the list)
-    *_HOMES
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,9 @@ class Jobs:
     def watch(self) -> None:
         """One look at everything that is watched; one model's trouble is not another's."""
         for model_name in list(self._store.catalog.models):
-            self._contained(f"model {model_name}", lambda name=model_name: self._poll(name))()
+            self._contained(f"model {model_name}", partial(self._poll, model_name))()
         for venue in list(self._store.catalog.venues):
-            self._contained(f"venue {venue}", lambda name=venue: poll_venue(self._store, name, self._pending_venues))()
+            self._contained(f"venue {venue}", partial(poll_venue, self._store, venue, self._pending_venues))()
 
     def snapshot(self) -> None:
         """Take a snapshot and let the oldest go."""

@@ -138,7 +138,7 @@ def _register(manager: pluggy.PluginManager, name: str, source: str, load: Calla
     try:
         plugin = load()
     except Exception as error:
-        log.exception("plugin %s could not be loaded", name)
+        log.warning("plugin %s could not be loaded: %s", name, _short(error), exc_info=log.isEnabledFor(logging.DEBUG))
         return PluginStatus(name=name, source=source, hooks=(), error=_short(error))
     try:
         manager.register(plugin, name=name)

@@ -112,7 +112,8 @@ def poll_venue(store: Store, venue: str, pending: dict[str, FileIdentity]) -> bo
         path = allowed_path(row.pkl_path, store.settings.artifact_roots)
         identity = _identity(path)
         loaded = FileIdentity(*msgspec.json.decode(row.file_identity, type=tuple[int, int, int, int, int]))
-        if identity is None or (identity == loaded and row.status == "ok"):
+        is_known = identity == loaded and (row.status == "ok" or row.refused_sha256 is not None)
+        if identity is None or is_known:
             pending.pop(venue, None)
             return False
         if pending.get(venue) != identity:
@@ -183,9 +184,7 @@ def _note_refusal(
         connection.execute(
             update(VenueRow)
             .where(VenueRow.name == venue)
-            .values(
-                status="stale", error=str(error), file_identity=_identity_text(identity), refused_sha256=sha256
-            )  # fmt: skip
+            .values(status="stale", error=str(error), file_identity=_identity_text(identity), refused_sha256=sha256)
         )
     store.reload_venues()
     log.warning("venue %s: %s", venue, error)
