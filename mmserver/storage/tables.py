@@ -90,12 +90,10 @@ class GroupRow(Row):
     train_samples: Mapped[int | None]
     ic_mean: Mapped[float | None]
     factors_sha256: Mapped[str] = mapped_column(ForeignKey("factor_lists.sha256"), index=True)
-    detail_sha256: Mapped[str] = mapped_column(
-        ForeignKey("blobs.sha256"), index=True
-    )  # ic_table, info, artifacts, model summary
-    payload_sha256: Mapped[str | None] = mapped_column(
-        ForeignKey("blobs.sha256"), index=True
-    )  # null: no model to serve
+    # ic_table, info, artifacts, model summary
+    detail_sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"), index=True)
+    # null: no model to serve
+    payload_sha256: Mapped[str | None] = mapped_column(ForeignKey("blobs.sha256"), index=True)
     manifest_sha256: Mapped[str | None] = mapped_column(ForeignKey("blobs.sha256"), index=True)
     no_model_reason: Mapped[str | None] = mapped_column(Text)
     integrity: Mapped[str] = mapped_column(Text)  # "verified" by a producer's manifest | "unverified"

@@ -117,17 +117,18 @@ def test_only_what_nothing_refers_to_is_deleted(
         assert connection.scalar(select(func.count()).select_from(VersionRow)) == 3
 
 
-def test_orphans_among_many_groups_are_deleted_without_a_scan_for_each(database: Database) -> None:
+def test_orphans_beside_many_groups_are_deleted_without_a_scan_for_each(database: Database) -> None:
+    series = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
     with database.write() as connection:
-        series = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
-        connection.execute(text(f"INSERT INTO blobs {series} SELECT printf('%064d', i), 'raw', 0, '' FROM n"))
-        connection.execute(text("INSERT INTO factor_lists VALUES ('f', '[]')"))
-        connection.execute(
-            text(
-                "INSERT INTO groups (sha256, group_key, symbol, return_name, dim, factors_sha256, detail_sha256, integrity)"
-                f" {series} SELECT i, 'k', 's', 'r', 1, 'f', printf('%064d', i), 'unverified' FROM n WHERE i <= 10000"
-            )
-        )
+        for statement in (
+            f"INSERT INTO blobs {series} SELECT printf('%064d', i), 'raw', 0, '' FROM n",
+            "INSERT INTO factor_lists VALUES ('f', '[]')",
+            "INSERT INTO models (name, kind, status, registered_at, refreshed_at) VALUES ('m', 'watched', 'ok', '', '')",
+            "INSERT INTO groups (sha256, group_key, symbol, return_name, dim, factors_sha256, detail_sha256, integrity)"
+            f" {series} SELECT i, 'k', 's', 'r', 1, 'f', printf('%064d', i), 'unverified' FROM n WHERE i <= 10000",
+            "INSERT INTO memberships (model_id, group_id, first_seq) SELECT 1, id, 1 FROM groups",
+        ):
+            connection.execute(text(statement))
         steps = 0
 
         def count() -> int:
@@ -137,7 +138,7 @@ def test_orphans_among_many_groups_are_deleted_without_a_scan_for_each(database:
 
         raw = connection.connection.driver_connection
         raw.set_progress_handler(count, 1000)
-        assert delete_orphan_blobs(connection) == 20_000
+        assert delete_orphan_blobs(connection) == 10_000
         raw.set_progress_handler(None, 0)
     assert steps < 20_000  # thousands of SQLite's own instructions; a scan for each takes a hundred times as many
 

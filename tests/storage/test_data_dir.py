@@ -42,7 +42,10 @@ def test_a_second_server_is_refused_at_once_also_after_files_were_deleted(
 
 def test_a_process_started_while_the_lock_is_held_does_not_keep_it(data_dir: DataDir) -> None:
     lock = data_dir.lock()
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+    pipe = subprocess.PIPE
+    child = subprocess.Popen([sys.executable, "-c", "input(1)"], stdin=pipe, stdout=pipe, close_fds=False)
+    assert child.stdout is not None
+    assert child.stdout.read(1) == b"1"
     lock.release()
     assert not lock.is_held()
     with data_dir.lock() as again:

@@ -141,6 +141,9 @@ from pathlib import Path
 from sqlalchemy import text
 from mmserver.storage.database import open_database
 database = open_database(Path(sys.argv[1]), busy_timeout_ms=20000)
+database.checkpoint()
+print("ready", flush=True)
+sys.stdin.readline()
 for _ in range(int(sys.argv[2])):
     with database.write() as connection:
         value = connection.execute(text("SELECT value FROM meta WHERE key = 'n'")).scalar()
@@ -154,11 +157,18 @@ def test_two_processes_that_read_and_then_write_lose_no_update(
 ) -> None:
     put(database, "n", "0")
     version = database.data_version()
-    others = [start_script(COUNT_UP, database.path, 40) for _ in range(2)]
+    others = [start_script(COUNT_UP, database.path, 100) for _ in range(2)]
+    for other in others:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+    for other in others:
+        assert other.stdin is not None
+        other.stdin.write("go\n")
+        other.stdin.flush()
     for other in others:
         assert other.communicate()[1] == ""
     with database.read() as connection:
-        assert connection.scalar(select(MetaRow.value).where(MetaRow.key == "n")) == "80"
+        assert connection.scalar(select(MetaRow.value).where(MetaRow.key == "n")) == "200"
     assert database.data_version() != version
 
 
