@@ -93,10 +93,12 @@ def status_of(error: type[errors.MmserverError]) -> HTTPStatus:
 
 
 def problem_from_error(error: errors.MmserverError) -> Problem:
-    """One of our own errors as clients see it."""
+    """One of our own errors as clients see it; where the server's own state is broken, the log has the details."""
+    status = status_of(type(error))
+    detail = _meaning(type(error)) if status == HTTPStatus.INTERNAL_SERVER_ERROR else _shortened(str(error))
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.Unavailable) else {}
     places = error.values.get("errors") if isinstance(error, errors.RequestInvalid) else None
-    return Problem(status_of(type(error)), error.code, _shortened(str(error)), places or [], headers)
+    return Problem(status, error.code, detail, places or [], headers)
 
 
 def problem_from_http_error(error: HTTPException) -> Problem:
@@ -111,7 +113,7 @@ def problem_from_http_error(error: HTTPException) -> Problem:
 def _on_our_error(error: errors.MmserverError) -> flask.Response:
     problem = problem_from_error(error)
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.warning("%s %s: %s: %s", flask.request.method, flask.request.path, problem.code, problem.detail)
+        log.warning("%s %s [%s]: %s: %s", *_what_was_asked(), problem.code, error)
     return _response(problem)
 
 
@@ -120,7 +122,7 @@ def _on_http_error(error: HTTPException) -> flask.Response:
 
 
 def _on_bug(error: Exception) -> flask.Response:
-    log.error("%s %s [%s]", flask.request.method, flask.request.path, _request_id(), exc_info=error)
+    log.error("%s %s [%s]", *_what_was_asked(), exc_info=error)
     code, meaning = CODE_BY_HTTP_STATUS[500]
     return _response(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, code, meaning, [], {}))
 
@@ -142,8 +144,16 @@ def wants_page(request: flask.Request) -> bool:
     return request.accept_mimetypes.best_match(["application/json", "text/html"], "application/json") == "text/html"
 
 
+def _what_was_asked() -> tuple[str, str, str]:
+    return flask.request.method, flask.request.path[:200].encode("unicode_escape").decode(), _request_id()
+
+
 def _request_id() -> str:
     return str(flask.request.environ.get(REQUEST_ID_KEY, "-"))
+
+
+def _meaning(error: type[errors.MmserverError]) -> str:
+    return (error.__doc__ or error.template).partition("\n")[0]
 
 
 def _shortened(text: str) -> str:
@@ -173,7 +183,7 @@ def errors_markdown() -> str:
 
 def _documented() -> Iterator[tuple[str, int, str]]:
     for error in _leaves(errors.MmserverError.__subclasses__()):
-        yield error.code, status_of(error), (error.__doc__ or "").partition("\n")[0]
+        yield error.code, status_of(error), _meaning(error)
     for status, (code, meaning) in CODE_BY_HTTP_STATUS.items():
         yield code, status, meaning
 

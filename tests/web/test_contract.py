@@ -151,7 +151,11 @@ def test_a_model_is_registered_refreshed_rolled_back_and_removed(
     group_writer(tmp_path, "ADAUSDT_ret_1h", seed=3)
     refreshed = web.client.post("/api/models/life/refresh").json
     assert (refreshed["changed"], refreshed["previous_version"]) == (True, first)
-    assert (refreshed["added"], refreshed["removed"], refreshed["updated"]) == (["ADAUSDT_ret_1h"], [], ["XRPUSDT_ret_1h"])
+    assert (refreshed["added"], refreshed["removed"], refreshed["updated"]) == (
+        ["ADAUSDT_ret_1h"],
+        [],
+        ["XRPUSDT_ret_1h"],
+    )
 
     diff = web.json(f"/api/models/life/diff?from={first}&to=latest")
     assert (diff["from"], diff["to"]) == (first, refreshed["version"])
@@ -209,7 +213,9 @@ def test_history_is_paged_by_an_opaque_cursor(changing: Any, group_writer: Calla
     assert second["next_cursor"] is None
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=501", "limit=x", "cursor=x", "cursor=YmVmb3JlOi0x", "cursor=%C3%A4"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=501", "limit=x", "cursor=x", "cursor=YmVmb3JlOi0x", "cursor=%C3%A4"]
+)
 def test_a_page_that_cannot_be_is_400_and_names_the_parameter(web: Any, query: str) -> None:
     response = web.client.get(f"/api/models/alpha/versions?{query}")
     assert response.status_code == 400
