@@ -28,7 +28,7 @@ class Kind:
 KINDS = {
     "tiny": Kind(n_factors=6, n_rows=400, n_trees=4, max_depth=2),
     "daily_5d": Kind(n_factors=27, n_rows=3475, n_trees=120, max_depth=4),
-    "wide": Kind(n_factors=110, n_rows=3864, n_trees=300, max_depth=6),
+    "wide": Kind(n_factors=110, n_rows=6500, n_trees=300, max_depth=6),
 }
 IC_COLUMNS = ("factor", "ic", "rank_ic", "kendall_tau", "p_value", "n")
 CHILDREN = re.compile(rb"left_children\[\$l#L(.{8})", re.DOTALL)

@@ -18,7 +18,7 @@ from benchmarks.measuring import cpu_s, machine, median, print_table
 from benchmarks.servers import Server, free_port, mmserver, running
 
 N_CONNECTIONS = 4
-N_ROUNDS, ROUND_S = 5, 4.0
+N_ROUNDS, ROUND_S = 5, 3.0
 SMOKE_ROUNDS, SMOKE_ROUND_S = 1, 1.0
 GZIP = {"Accept-Encoding": "gzip"}
 
