@@ -67,9 +67,13 @@ class Payloads:
             NotConvertible: the model cannot be given in that form.
         """
         etag = self.etag(group, form)
-        key = (form, encoding, version.id if form in (PAYLOAD, MANIFEST) else 0, group.id)
+        key = _cache_key(version, group, form, encoding)
         content = self._cache.get(key, lambda: self._encoded(version, group, form, encoding))
         return PayloadBody(content=content, etag=etag, media_type=self._media_type(group, form), encoding=encoding)
+
+    def is_held(self, version: Version, group: Group, form: str, encoding: Encoding) -> bool:
+        """Whether `body` would find the content in memory."""
+        return group.has_model and self._cache.holds(_cache_key(version, group, form, encoding))
 
     def forms(self, group: Group) -> list[str]:
         """Every form that the group's model can be asked for in; empty when there is no model."""
@@ -188,6 +192,10 @@ class ByteCache:
                     self._building.pop(key, None)
         return content
 
+    def holds(self, key: Any) -> bool:
+        """Whether something is held under the key at this moment."""
+        return key in self._entries
+
     def _hold(self, key: Any, content: bytes) -> None:
         with self._lock:
             if len(content) > self._limit_bytes:
@@ -198,6 +206,11 @@ class ByteCache:
             while self._size_bytes > self._limit_bytes:
                 _, dropped = self._entries.popitem(last=False)
                 self._size_bytes -= len(dropped)
+
+
+def _cache_key(version: Version, group: Group, form: str, encoding: Encoding) -> tuple[object, ...]:
+    """Only the payload and the manifest name the version in their text."""
+    return (form, encoding, version.id if form in (PAYLOAD, MANIFEST) else 0, group.id)
 
 
 def _payload_sha256(group: Group) -> str:

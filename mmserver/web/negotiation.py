@@ -4,8 +4,8 @@ import functools
 
 from mmserver.catalog.payloads import Encoding
 
-PREFERENCE: tuple[Encoding, ...] = ("zstd", "br", "gzip")
-"""Smallest first; who offers all of them alike gets the first."""
+PREFERENCE: tuple[Encoding, ...] = ("gzip", "zstd", "br")
+"""Who offers several alike gets the first: payloads are stored as gzip, the others are made when a client prefers them."""
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,8 +12,9 @@ import flask
 
 from mmserver.catalog import groups, history
 from mmserver.catalog.catalog import Catalog, Group, Version
-from mmserver.catalog.payloads import MANIFEST, PAYLOAD, Encoding, PayloadBody
+from mmserver.catalog.payloads import MANIFEST, PAYLOAD, Encoding
 from mmserver.catalog.store import Store
+from mmserver.catalog.symbols import comparable_symbol
 from mmserver.web.current import current_store
 from mmserver.web.negotiation import choose_encoding, opaque_tags
 from mmserver.web.requests import query_seconds, query_text, query_time, refuse_parameter
@@ -21,6 +22,7 @@ from mmserver.web.requests import query_seconds, query_text, query_time, refuse_
 blueprint = flask.Blueprint("payloads", __name__)
 
 MAX_WAIT_S = 60.0
+_PATH = re.compile(r"/api/models/(?P<model_name>[^/]+)/model/(?P<symbol>.+)")
 _UNSAFE_IN_FILE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _MOVING_REFERENCES = (None, "latest", "production")
 
@@ -40,11 +42,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What there is for it at this moment."""
+    """What there is for it at this moment; the body itself is only looked up when it has to be sent."""
 
     version: Version
     group: Group
-    body: PayloadBody
+    etag: str
 
 
 @blueprint.get("/api/models/<model_name>/model/<path:symbol>")
@@ -53,15 +55,29 @@ def get_payload(model_name: str, symbol: str) -> flask.Response:
     store = current_store()
     asked = asked_from_request(flask.request)
     served = _find(store, model_name, symbol, asked)
-    known = is_known(served.body.etag, asked.known_tags)
+    known = is_known(served.etag, asked.known_tags)
     if known and asked.wait_s:
         store.wait_for_change(lambda catalog: _serves_other(catalog, served), asked.wait_s)
         served = _find(store, model_name, symbol, asked)
-        known = is_known(served.body.etag, asked.known_tags)
+        known = is_known(served.etag, asked.known_tags)
     headers = _headers(served, asked)
     if known:
         return flask.Response(status=304, headers=headers)
-    return flask.Response(served.body.content, 200, headers, content_type=served.body.media_type)
+    body = store.payloads.body(served.version, served.group, asked.form, asked.encoding)
+    return flask.Response(body.content, 200, headers, content_type=body.media_type)
+
+
+def is_quick(store: Store, path: str, query: str, accept_encoding: str) -> bool:
+    """Whether a GET of this path is answered from memory alone: the payload that is served now, ready in that coding."""
+    match = _PATH.fullmatch(path) if not query else None
+    model = store.catalog.models.get(match["model_name"]) if match else None
+    if match is None or model is None:
+        return False
+    keys = model.serving.group_keys_by_symbol.get(comparable_symbol(match["symbol"]), ())
+    if len(keys) != 1:
+        return False
+    encoding = choose_encoding(accept_encoding)
+    return store.payloads.is_held(model.serving, model.serving.groups[keys[0]], PAYLOAD, encoding)
 
 
 def asked_from_request(request: flask.Request) -> Asked:
@@ -105,13 +121,13 @@ def _serves_other(catalog: Catalog, served: Served) -> bool:
 def _find(store: Store, model_name: str, symbol: str, asked: Asked) -> Served:
     version = history.resolve_version(store, model_name, asked.version, asked.as_of)
     group = groups.find_group(version, symbol, asked.group_key)
-    return Served(version, group, store.payloads.body(version, group, asked.form, asked.encoding))
+    return Served(version, group, store.payloads.etag(group, asked.form))
 
 
 def _headers(served: Served, asked: Asked) -> list[tuple[str, str]]:
     """The tag is weak: it names the model and its metadata, and is the same for every coding and version label."""
     headers = [
-        ("ETag", f'W/"{served.body.etag}"'),
+        ("ETag", f'W/"{served.etag}"'),
         ("Vary", "Accept-Encoding"),
         ("Cache-Control", "no-cache"),
         ("X-Model-Version", served.version.label),
