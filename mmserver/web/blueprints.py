@@ -37,7 +37,7 @@ def register_web(
         app.register_blueprint(part.blueprint)
     for added in plugins.blueprints():
         app.register_blueprint(added)
-    app.wsgi_app = ResponseFrame(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = ResponseFrame(payloads.QuickPayloads(app.wsgi_app, store))  # type: ignore[method-assign]
 
 
 def _compressed(compress: flask_compress.Compress, response: flask.Response) -> flask.Response:

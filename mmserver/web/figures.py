@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 EMPTY = "–"
 STATUS_SIGNS = {"ok": "✓", "degraded": "△", "stale": "✕", "frozen": "‖"}
 """Beside the word, so that no status is told by colour alone."""
-_LARGE = 10_000.0
+_LARGE = 1000.0
 _EXACT = 1e15
 
 

@@ -22,7 +22,7 @@ from mmserver.web.negotiation import choose_encoding, opaque_tags
         ("gzip, deflate", "gzip"),
         ("gzip, deflate, br, zstd", "gzip"),
         ("br, zstd", "zstd"),
-        ("gzip, deflate, br", "br"),
+        ("gzip, deflate, br", "gzip"),
         ("gzip;q=1.0, br;q=0.5", "gzip"),
         ("br;q=0.2, gzip;q=0.8, zstd;q=0.1", "gzip"),
         ("gzip;q=0", "identity"),
