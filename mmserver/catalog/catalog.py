@@ -66,6 +66,8 @@ class Refusal:
     detail: str
     since: datetime
     attempts: int
+    is_content: bool
+    """True if files were read and refused; False for what a look without reading found, such as a named pipe."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,8 @@ def rollback_model(store: Store, model_name: str, reference: str, by: Actor) -> 
         ReadOnly: this instance changes nothing.
     """
     store.check_writable()
+    store.follow_commits()
+    store.model(model_name)
     with store.changing(model_name):
         version = resolve_version(store, model_name, reference)
         model = store.model(model_name)

@@ -11,7 +11,7 @@ from mmserver.catalog.ingest import INGEST_GROUP, IngestedGroup, IngestRequest, 
 from mmserver.catalog.manifests import ManifestFile, integrity_of, read_manifest
 from mmserver.catalog.publishing import GroupContent, GroupFile, group_sha256, stored_group_id
 from mmserver.catalog.store import Store
-from mmserver.errors import ArtifactInvalid, ArtifactUnstable, WorkerCrashed
+from mmserver.errors import ArtifactInvalid, ArtifactUnstable, Invalid, WorkerCrashed
 from mmserver.watching.beneath import RootHandle
 from mmserver.watching.identities import GroupFiles
 from mmserver.watching.reading import ReadFile, read_group
@@ -110,6 +110,11 @@ class _Intake:
         try:
             answer = self._store.sandbox.run(INGEST_GROUP, msgspec.msgpack.encode(request))
             group = msgspec.msgpack.decode(answer, type=IngestedGroup)
+        except ArtifactInvalid:
+            raise
+        except Invalid as error:  # a plugin's predictor or converter failed on it
+            reason, detail = str(error.values.get("reason", error.code)), str(error.values.get("detail", error))
+            raise ArtifactInvalid(file=group_key, reason=reason, detail=detail) from error
         except WorkerCrashed as error:
             reason = f"crashed({error.values['how']})"
             raise ArtifactInvalid(file=group_key, reason=reason, detail="the worker that read it died") from error

@@ -192,6 +192,7 @@ def _refusals(connection: Connection, model_id: int) -> tuple[Refusal, ...]:
             detail=row.detail,
             since=datetime_from_text(row.since),
             attempts=row.attempts,
+            is_content=row.files_sha256 != "",
         )
         for row in rows
     )

@@ -55,8 +55,8 @@ def integrity_of(files: Sequence[ReadFile], manifest: Mapping[str, ManifestFile]
     """`verified` when the manifest vouches for every file, else `unverified`.
 
     Raises:
-        ArtifactUnstable: a hash differs; the manifest is written last, so it may agree at the next look.
-        ArtifactInvalid: a manifest is required and does not name the file.
+        ArtifactUnstable: a hash differs, or a manifest is required and does not name the file; the manifest is written
+            last, so it may agree at a later look.
     """
     entries = manifest or {}
     for file in files:
@@ -66,5 +66,5 @@ def integrity_of(files: Sequence[ReadFile], manifest: Mapping[str, ManifestFile]
             raise ArtifactUnstable(file=file.name, reason="manifest_mismatch", detail=detail)
         if entry is None and is_required:
             reason = "no_manifest" if manifest is None else "not_in_manifest"
-            raise ArtifactInvalid(file=file.name, reason=reason, detail=f"no {MANIFEST_NAME} vouches for it")
+            raise ArtifactUnstable(file=file.name, reason=reason, detail=f"no {MANIFEST_NAME} vouches for it")
     return VERIFIED if manifest is not None and all(file.name in entries for file in files) else UNVERIFIED

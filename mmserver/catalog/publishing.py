@@ -214,7 +214,7 @@ def _store_group(connection: Connection, content: GroupContent) -> int:
         return known
     group = content.ingested
     if group is None:
-        raise LookupError(f"group {content.sha256} was taken for stored, but is not")
+        raise ModelChanged(model_name="the model")  # stored when it was read, and let go with another model since
     factors = _json(group.factors)
     factors_sha256 = hashlib.sha256(factors.encode()).hexdigest()
     connection.execute(insert_or(FactorListRow).values(sha256=factors_sha256, factors=factors).on_conflict_do_nothing())

@@ -2,22 +2,25 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, update
+from sqlalchemy import update
 
 from mmserver.catalog.catalog import Actor, Model, ModelStatus, Version
 from mmserver.catalog.history import resolve_version
+from mmserver.catalog.manifests import integrity_of, read_manifest
 from mmserver.catalog.publishing import Published
 from mmserver.catalog.store import Store
 from mmserver.catalog.updating import (
     Gathered,
     commit,
     file_hashes,
+    forget_refusals,
     gather,
     has_refusals,
     refusals_from_problems,
+    remember_all_refusals,
     replace_problems,
     set_status,
 )
@@ -28,15 +31,16 @@ from mmserver.errors import (
     ArtifactUnstable,
     DirectoryInvalid,
     MmserverError,
-    StillChanging,
+    ModelChanged,
+    OutsideRoots,
 )
 from mmserver.formats import Event
 from mmserver.storage.audit import record_audit
-from mmserver.storage.tables import ModelRow, RefusalRow
+from mmserver.storage.tables import ModelRow
 from mmserver.storage.times import text_from_datetime
 from mmserver.watching.beneath import RootHandle, open_root
 from mmserver.watching.identities import GroupFiles
-from mmserver.watching.reading import read_group
+from mmserver.watching.reading import ReadFile, read_group
 from mmserver.watching.refreshing import settle_now
 from mmserver.watching.scanning import Scan
 from mmserver.watching.settling import Observation
@@ -82,24 +86,24 @@ def refresh_model(
         ArtifactInvalid: nothing of what changed could be used; the last good content stays.
     """
     store.check_writable()
+    store.follow_commits()
+    store.model(model_name)
     with store.changing(model_name):
         model = store.model(model_name)
         watch = store.watches.watch(model)
         try:
             scan = store.watches.look(model, watch)
-            scan, observation = settle_now(
-                watch.watcher, scan, wait, store.watches.clock, accept_vanished=accept_vanished
-            )
-        except (DirectoryInvalid, StillChanging) as error:
-            if isinstance(error, DirectoryInvalid):
-                _set_stale(store, model, error)
+        except (DirectoryInvalid, OutsideRoots) as error:
+            _set_stale(store, model, error)
             raise
+        scan, observation = settle_now(watch.watcher, scan, wait, store.watches.clock, accept_vanished=accept_vanished)
         watch.scan = scan
-        result, refused = _apply(store, model, watch, scan, observation, by=by)
+        rewritten = _rewritten(store, model, watch, scan, observation)
+        result, gathered = _apply(store, model, watch, scan, observation, rewritten=rewritten, by=by)
         if observation.frozen is not None:
             raise DirectoryInvalid(root_path=model.root_path, reason=_frozen_error(observation))
-        if refused.refused and not result.changed and not refused.loaded:
-            first = refused.refused[0]
+        if gathered.refused and not result.changed and not gathered.loaded:
+            first = gathered.refused[0]
             raise ArtifactInvalid(file=first.file, reason=first.reason, detail=first.detail)
         return result
 
@@ -111,30 +115,36 @@ def poll_model(store: Store, model_name: str) -> RefreshResult | None:
         watch = store.watches.watch(model)
         try:
             scan = store.watches.look(model, watch)
-        except DirectoryInvalid as error:
+        except (DirectoryInvalid, OutsideRoots) as error:
             _set_stale(store, model, error)
             return None
         observation = watch.watcher.observe(scan)
-        if not _is_anything_due(model, scan, observation):
+        rewritten = _rewritten(store, model, watch, scan, observation)
+        if not rewritten and not _is_anything_due(model, watch, scan, observation):
             return None
         try:
-            return _apply(store, model, watch, scan, observation, by=SCHEDULER)[0]
-        except AmbiguousSymbols as error:
-            log.warning("model %s: %s", model_name, error)
-            return None
+            return _apply(store, model, watch, scan, observation, rewritten=rewritten, by=SCHEDULER)[0]
+        except AmbiguousSymbols:
+            return None  # said in the model's status, and tried again
 
 
 def _apply(
-    store: Store, model: Model, watch: Watch, scan: Scan, observation: Observation, *, by: Actor
+    store: Store,
+    model: Model,
+    watch: Watch,
+    scan: Scan,
+    observation: Observation,
+    *,
+    rewritten: Sequence[GroupFiles],
+    by: Actor,
 ) -> tuple[RefreshResult, Gathered]:
     base = _newest_version(store, model)
     gathered = Gathered()
-    if scan.root_state == "ok":
+    if scan.root_state == "ok" and (observation.changed or rewritten):
         with open_root(scan.root_path) as root:
-            groups = [*observation.changed, *_really_changed(store, model, watch, root, observation)]
+            groups = [*observation.changed, *rewritten]
             gathered = gather(store, root, groups, model_id=model.id, next_seq=base.seq + 1)
     now = store.now()
-    problems = refusals_from_problems(scan.problems)
     try:
         with store.database.write() as connection:
             published = commit(
@@ -146,9 +156,8 @@ def _apply(
                 now=now,
                 reason="refreshed",
             )
-            replace_problems(connection, model.id, problems, now)
-            if not scan.unknown and observation.frozen is None:
-                _drop_vanished_refusals(connection, model, base, scan)
+            forget_refusals(connection, model.id, _ended_refusals(model, watch, scan, observation, rewritten))
+            replace_problems(connection, model.id, scan.problems, now)
             connection.execute(update(ModelRow).where(ModelRow.id == model.id).values(root_dev=scan.root_dev))
             status: ModelStatus = "degraded" if has_refusals(connection, model.id) else "ok"
             error = _frozen_error(observation) if observation.frozen else None
@@ -170,16 +179,17 @@ def _apply(
                     request_id=by.request_id,
                 )
     except AmbiguousSymbols as error:
-        _set_stale(store, model, error)
-        for loaded in gathered.loaded:
-            watch.watcher.unstable(loaded.group.group_key, store.watches.clock())
+        _hold_back(store, model, watch, gathered, observation, error=error)
+        raise
+    except ModelChanged:
+        store.follow_commits()
         raise
     _tell_watcher(store, watch, gathered, observation)
     model = store.reload_model(model.name)
     watch.newest_label = model.newest_label
     _notify(store, model, published, gathered)
     if published is None:
-        return RefreshResult(model.name, False, model.serving.label, base.label), gathered
+        return RefreshResult(model.name, False, model.serving.label, model.serving.label), gathered
     result = RefreshResult(
         model_name=model.name,
         changed=True,
@@ -197,35 +207,50 @@ def _newest_version(store: Store, model: Model) -> Version:
     return resolve_version(store, model.name, model.newest_label)
 
 
-def _is_anything_due(model: Model, scan: Scan, observation: Observation) -> bool:
+def _is_anything_due(model: Model, watch: Watch, scan: Scan, observation: Observation) -> bool:
     """Whether the database has to hear of this look."""
-    if observation.changed or observation.gone or observation.suspicious or observation.to_verify:
+    if observation.changed or observation.gone or _ended_refusals(model, watch, scan, observation):
         return True
     if (observation.frozen is not None) != (model.status == "frozen"):
         return True
     if model.status == "stale" and not observation.pending:
         return True
-    shown = {(refusal.group_key, refusal.reason) for refusal in model.refusals}
-    return any((problem.group_key or problem.path, problem.reason) not in shown for problem in scan.problems)
+    content_keys = {refusal.group_key for refusal in model.refusals if refusal.is_content}
+    shown = {refusal.group_key: (refusal.file, refusal.reason) for refusal in model.refusals if not refusal.is_content}
+    found = refusals_from_problems(scan.problems, content_keys)
+    return shown != {key: (entry.file, entry.reason) for key, entry in found.items()}
 
 
-def _really_changed(
-    store: Store, model: Model, watch: Watch, root: RootHandle, observation: Observation
-) -> list[GroupFiles]:
+def _rewritten(store: Store, model: Model, watch: Watch, scan: Scan, observation: Observation) -> list[GroupFiles]:
     """Of the groups that look unchanged but are hashed again, those whose bytes are not what was loaded."""
-    changed = []
-    for group in {group.group_key: group for group in (*observation.suspicious, *observation.to_verify)}.values():
-        try:
-            files = read_group(root, group, store.settings.max_artifact_bytes)
-        except (ArtifactInvalid, ArtifactUnstable):
-            continue
-        with store.database.read() as connection:
-            known = file_hashes(connection, model.id, group.group_key)
-        if dict(zip(group.relpaths, (file.sha256 for file in files), strict=True)) == known:
-            watch.watcher.verified(group.group_key)
-        else:
-            changed.append(group)
-    return changed
+    groups = {group.group_key: group for group in (*observation.suspicious, *observation.to_verify)}
+    if not groups or scan.root_state != "ok":
+        return []
+    base = _newest_version(store, model)
+    rewritten = []
+    with open_root(scan.root_path) as root:
+        for key, group in groups.items():
+            try:
+                files = read_group(root, group, store.settings.max_artifact_bytes)
+            except (ArtifactInvalid, ArtifactUnstable):
+                continue
+            with store.database.read() as connection:
+                known = file_hashes(connection, model.id, key)
+            is_same = dict(zip(group.relpaths, (file.sha256 for file in files), strict=True)) == known
+            if is_same and _integrity(store, root, group, files) == base.groups[key].integrity:
+                watch.watcher.verified(key)
+            else:
+                rewritten.append(group)
+    return rewritten
+
+
+def _integrity(store: Store, root: RootHandle, group: GroupFiles, files: Sequence[ReadFile]) -> str | None:
+    """What the producer's manifest, which may have come after the files, says of them now; None where it objects."""
+    try:
+        manifest = read_manifest(root, group.directory)
+        return integrity_of(files, manifest, is_required=store.settings.require_manifest)
+    except ArtifactUnstable:
+        return None
 
 
 def _tell_watcher(store: Store, watch: Watch, gathered: Gathered, observation: Observation) -> None:
@@ -243,15 +268,41 @@ def _tell_watcher(store: Store, watch: Watch, gathered: Gathered, observation: O
         watch.watcher.forget(group_key)
 
 
-def _drop_vanished_refusals(connection: Connection, model: Model, base: Version, scan: Scan) -> None:
-    """Refused files that are gone, of groups that were never served, need no mention any more."""
-    present = scan.groups.keys() | base.groups.keys()
-    vanished = [refusal.group_key for refusal in model.refusals if refusal.group_key not in present]
-    connection.execute(
-        delete(RefusalRow).where(
-            RefusalRow.model_id == model.id, RefusalRow.group_key.in_(vanished), RefusalRow.files_sha256 != ""
-        )
-    )
+def _ended_refusals(
+    model: Model, watch: Watch, scan: Scan, observation: Observation, rewritten: Sequence[GroupFiles] = ()
+) -> list[str]:
+    """Groups that are said to be refused, but whose bad files are gone, or are again what is served."""
+    if scan.unknown or observation.frozen is not None:
+        return []
+    offered = {group.group_key for group in (*observation.changed, *rewritten)}
+    return [
+        refusal.group_key
+        for refusal in model.refusals
+        if refusal.is_content
+        and refusal.group_key not in observation.pending
+        and refusal.group_key not in offered
+        and not watch.watcher.has_trouble(refusal.group_key)
+    ]
+
+
+def _hold_back(
+    store: Store, model: Model, watch: Watch, gathered: Gathered, observation: Observation, *, error: AmbiguousSymbols
+) -> None:
+    """Nothing of this look is served, but what was refused in it stays refused, and the rest is not tried at every look."""
+    if "missing" in observation.pending.values():
+        return  # a group that is about to go, such as one that was renamed, may be the other of the two
+    now = store.now()
+    with store.database.write() as connection:
+        remember_all_refusals(connection, model.id, gathered, now)
+        if observation.frozen is None:
+            set_status(connection, model.id, status="stale", error=str(error), now=model.refreshed_at)
+    held = Gathered(refused=gathered.refused, unstable=gathered.unstable, known_refused=gathered.known_refused)
+    _tell_watcher(store, watch, held, Observation())
+    for loaded in gathered.loaded:
+        watch.watcher.unstable(loaded.group.group_key, store.watches.clock())
+    model = store.reload_model(model.name)
+    log.warning("model %s: %s", model.name, error)
+    _notify(store, model, None, held)
 
 
 def _notify(store: Store, model: Model, published: Published | None, gathered: Gathered) -> None:

@@ -14,11 +14,10 @@ from mmserver.catalog.updating import (
     commit,
     gather,
     has_refusals,
-    refusals_from_problems,
     replace_problems,
     set_status,
 )
-from mmserver.errors import MmserverError, ModelNameTaken, NameInvalid, NothingParseable
+from mmserver.errors import MmserverError, ModelNameTaken, ModelNotFound, NameInvalid, NothingParseable
 from mmserver.formats import Event
 from mmserver.storage.audit import record_audit
 from mmserver.storage.blobs import delete_orphan_blobs
@@ -73,11 +72,14 @@ def remove_model(store: Store, model_name: str, by: Actor) -> None:
         ModelNotFound, ReadOnly
     """
     store.check_writable()
+    store.follow_commits()
+    store.model(model_name)
     with store.changing(model_name):
         model = store.model(model_name)
         at = text_from_datetime(store.now())
         with store.database.write() as connection:
-            connection.execute(delete(ModelRow).where(ModelRow.id == model.id))
+            if not connection.execute(delete(ModelRow).where(ModelRow.id == model.id)).rowcount:
+                raise ModelNotFound(model_name=model_name)  # another process was quicker
             delete_orphan_blobs(connection)
             detail = {"root_path": model.root_path, "version": model.serving.label}
             record_audit(connection, at=at, actor=by.name, action="model.removed", target=model_name, detail=detail,
@@ -139,7 +141,6 @@ def _release(store: Store, model_id: int) -> None:
 def _commit_first(
     store: Store, model_id: int, model_name: str, root_path: str, *, scan: Scan, gathered: Gathered, by: Actor
 ) -> None:
-    problems = refusals_from_problems(scan.problems)
     if not gathered.contents:
         raise NothingParseable(root_path=root_path, detail=_failures(scan, gathered))
     now = store.now()
@@ -147,7 +148,7 @@ def _commit_first(
         published = commit(
             connection, model_id=model_id, base=None, gathered=gathered, removed=(), now=now, reason="registered"
         )
-        replace_problems(connection, model_id, problems, now)
+        replace_problems(connection, model_id, scan.problems, now)
         connection.execute(update(ModelRow).where(ModelRow.id == model_id).values(root_dev=scan.root_dev))
         status: ModelStatus = "degraded" if has_refusals(connection, model_id) else "ok"
         set_status(connection, model_id, status=status, error=None, now=now)

@@ -1,6 +1,6 @@
 """Bringing a model up to what its directory holds: take in what changed, make a version of it, remember what was refused."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
@@ -106,9 +106,20 @@ def commit(
     )
     _remember_files(connection, model_id, gathered.loaded, removed)
     good = [loaded.group.group_key for loaded in gathered.loaded]
-    _forget_refusals(connection, model_id, [*good, *removed])
-    remember_refusals(connection, model_id, chain(gathered.refused, gathered.unstable), now)
+    forget_refusals(connection, model_id, [*good, *removed])
+    remember_all_refusals(connection, model_id, gathered, now)
     return published
+
+
+def remember_all_refusals(connection: Connection, model_id: int, gathered: Gathered, now: datetime) -> None:
+    """Say what could not be used; content that was refused before and came again is counted."""
+    remember_refusals(connection, model_id, chain(gathered.refused, gathered.unstable), now)
+    for group in gathered.known_refused:
+        connection.execute(
+            update(RefusalRow)
+            .where(RefusalRow.model_id == model_id, RefusalRow.group_key == group.group_key)
+            .values(attempts=RefusalRow.attempts + 1)
+        )
 
 
 def remember_refusals(connection: Connection, model_id: int, refused: Iterable[Refused], now: datetime) -> None:
@@ -144,23 +155,30 @@ def remember_refusals(connection: Connection, model_id: int, refused: Iterable[R
         )
 
 
-def refusals_from_problems(problems: Iterable[Problem]) -> list[Refused]:
-    """What a scan could not use, as refusals; the key is the group's, or the path where there is no group."""
-    return [
+def refusals_from_problems(problems: Iterable[Problem], content_keys: Container[str]) -> dict[str, Refused]:
+    """What a scan could not use, as refusals by their key: the group's, or the path where there is no group.
+
+    One of each key; a refusal of the group's content (`content_keys`) says more than that, and stands alone.
+    """
+    refused = (
         Refused(key=p.group_key or p.path, file=p.path, reason=p.reason, detail=p.detail, files_sha256="")
         for p in problems
-    ]
+    )
+    return {entry.key: entry for entry in refused if entry.key not in content_keys}
 
 
-def replace_problems(connection: Connection, model_id: int, problems: Sequence[Refused], now: datetime) -> None:
+def replace_problems(connection: Connection, model_id: int, problems: Iterable[Problem], now: datetime) -> None:
     """The scan's findings take the place of those of the scan before; refusals of content stay."""
-    keys = [problem.key for problem in problems]
-    connection.execute(
-        delete(RefusalRow).where(
-            RefusalRow.model_id == model_id, RefusalRow.files_sha256 == "", RefusalRow.group_key.not_in(keys)
+    found = refusals_from_problems(problems, refused_hashes(connection, model_id))
+    rows = connection.execute(
+        select(RefusalRow.group_key, RefusalRow.file, RefusalRow.reason).where(
+            RefusalRow.model_id == model_id, RefusalRow.files_sha256 == ""
         )
     )
-    remember_refusals(connection, model_id, problems, now)
+    known = {row.group_key: (row.file, row.reason) for row in rows}
+    forget_refusals(connection, model_id, list(known.keys() - found.keys()))
+    new = (entry for key, entry in found.items() if known.get(key) != (entry.file, entry.reason))
+    remember_refusals(connection, model_id, new, now)
 
 
 def refused_hashes(connection: Connection, model_id: int) -> Mapping[str, str]:
@@ -258,7 +276,8 @@ def _remember_files(
         connection.execute(insert(WatchedFileRow), rows)
 
 
-def _forget_refusals(connection: Connection, model_id: int, keys: Sequence[str]) -> None:
+def forget_refusals(connection: Connection, model_id: int, keys: Sequence[str]) -> None:
+    """Their cause is gone."""
     for start in range(0, len(keys), 5000):
         connection.execute(
             delete(RefusalRow).where(

@@ -125,6 +125,11 @@ class Watcher:
     def verified(self, group_key: str) -> None:
         """The content was hashed again and is what was loaded."""
         self._suspicious.pop(group_key, None)
+        self._backoff.pop(group_key, None)
+
+    def has_trouble(self, group_key: str) -> bool:
+        """True if the group's files as they are now were refused, or were unstable when they were last offered."""
+        return group_key in self._refused or group_key in self._backoff
 
     def forget(self, group_key: str) -> None:
         """The group is served no more; should its files come back, it is a new one."""
@@ -226,6 +231,8 @@ class Watcher:
 
     def _take_in_group(self, scan: Scan, key: str, group: GroupFiles) -> None:
         loaded = self._loaded.get(key)
+        if loaded is not None and group == loaded.group:
+            self._refused.pop(key, None)  # what was bad beside it is gone
         if group == self._refused.get(key) or (loaded is not None and group == loaded.group):
             self._settled(key)
             self._known[key] = group
