@@ -13,6 +13,7 @@ from mmserver.catalog.store import Store
 from mmserver.errors import SettingInvalid
 from mmserver.jobs import Jobs
 from mmserver.plugin_loading import Plugins, load_plugins
+from mmserver.sandbox.level import LevelName
 from mmserver.sandbox.limits import JobLimits
 from mmserver.sandbox.pool import Sandbox
 from mmserver.settings import Settings, load_settings
@@ -25,6 +26,7 @@ from mmserver.web.blueprints import register_web
 RUNTIME_KEY = "mmserver.runtime"
 LEASE_NAME = "jobs"
 LEASE_TTL_S = 15.0
+LEVELS: tuple[LevelName, ...] = ("rlimits-only", "partial", "full")
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +52,8 @@ def create_app(
     processes serve one state, and the jobs run in the one that holds the lease.
 
     Raises:
-        SettingInvalid, DataDirLocked, DatabaseCorrupt, SchemaTooNew, PluginInvalid: why it cannot start.
+        SettingInvalid, DataDirLocked, DatabaseCorrupt, SchemaTooNew, PluginInvalid: why it cannot start; SettingInvalid
+            also where the sandbox does not reach the level that is required.
     """
     settings = settings or load_settings({}, os.environ, None)
     with ExitStack() as opened:
@@ -61,7 +64,7 @@ def create_app(
         snapshots_dir = None if settings.snapshot else DataDir(settings.data_dir).snapshots_dir
         jobs = Jobs(store, snapshots_dir, lease)
         app = flask.Flask("mmserver.web", static_folder=None)
-        register_web(app, store, store.plugins)
+        register_web(app, store, store.plugins, checks={"jobs": jobs.check})
         jobs.start()
         opened.callback(jobs.stop)
         app.extensions[RUNTIME_KEY] = Runtime(store, jobs, opened.pop_all())
@@ -89,9 +92,10 @@ class OpenStore:
                 sandbox=_sandbox(self._settings, plugins),
                 read_only=is_read_only,
             )
+            opened.callback(store.close)
+            _require_sandbox(store)
             if self._owns_data_dir and not is_read_only:
                 drop_unfinished(store)
-            opened.callback(store.close)
             self._opened = opened.pop_all()
             return store
 
@@ -142,6 +146,18 @@ def _sandbox(settings: Settings, plugins: Plugins) -> Sandbox:
             wall_s=settings.sandbox_timeout_s,
         ),
     )
+
+
+def _require_sandbox(store: Store) -> None:
+    """Test the sandbox now, not in the background, where the settings ask for more than limits."""
+    wanted = store.settings.require_sandbox
+    if store.read_only or wanted == LEVELS[0]:
+        return
+    store.tested_level = found = store.sandbox.level()
+    if LEVELS.index(found.name) < LEVELS.index(wanted):
+        lacking = "; ".join(f"{step}: {outcome}" for step, outcome in found.steps.items() if outcome != "on")
+        reason = f"{wanted!r} is required, but this machine gives {found.name!r} ({lacking})"
+        raise SettingInvalid(setting="MMSERVER_REQUIRE_SANDBOX", reason=reason)
 
 
 def _existing(path: Path) -> Path:

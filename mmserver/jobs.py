@@ -3,10 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmserver.catalog.history import apply_retention
 from mmserver.catalog.refreshing import poll_model
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmserver.steady_scheduler import SteadyScheduler
 
 FOLLOW_INTERVAL_S = 0.5
+MAX_SILENCE_S = 15.0
 LEASE_INTERVAL_S = 5.0
 RETENTION_INTERVAL_S = 3600.0
 log = logging.getLogger(__name__)
@@ -36,22 +37,26 @@ class Jobs:
         self._holds_lease = lease is None
         self._pending_venues: dict[str, FileIdentity] = {}
         self._scheduler: SteadyScheduler | None = None
-        self._last_run_at = time.monotonic()
+        self._starting = threading.Thread(target=self._start, name="jobs-start", daemon=True)
+        self._looked_at = time.monotonic()
 
     def start(self) -> None:
         """Start the jobs in threads of their own; returns at once."""
-        threading.Thread(target=self._start, name="jobs-start", daemon=True).start()
+        self._starting.start()
 
     def stop(self) -> None:
         """Let the job that is running finish, and start no other."""
+        self._starting.join()
         if self._scheduler is not None:
             self._scheduler.shutdown(wait=True)
         if self._lease is not None and self._holds_lease:
             self._contained("release", self._lease.release)()
 
-    def silence_s(self) -> float:
-        """How long no job has run; much more than their intervals means that they are stuck."""
-        return time.monotonic() - self._last_run_at
+    def check(self) -> Mapping[str, Any]:
+        """For `/readyz`: `failing` when nothing was looked at for so long that what is served may be out of date."""
+        silence_s = time.monotonic() - self._looked_at
+        status = "ok" if silence_s < MAX_SILENCE_S else "failing"
+        return {"status": status, "runs_watch": self._holds_lease, "silence_s": round(silence_s, 1)}
 
     def watch(self) -> None:
         """One look at everything that is watched; one model's trouble is not another's."""
@@ -72,7 +77,7 @@ class Jobs:
 
         settings = self._store.settings
         scheduler = SteadyScheduler()
-        scheduler.every("follow", FOLLOW_INTERVAL_S, self._contained("follow", self._store.follow_commits))
+        scheduler.every("follow", FOLLOW_INTERVAL_S, self._contained("follow", self._follow))
         if self._lease is not None:
             self._renew()
             scheduler.every("lease", LEASE_INTERVAL_S, self._contained("lease", self._renew))
@@ -85,6 +90,10 @@ class Jobs:
         self._scheduler = scheduler
         scheduler.start()
         self._contained("sandbox self-test", self._test_sandbox)()
+
+    def _follow(self) -> None:
+        self._store.follow_commits()
+        self._looked_at = time.monotonic()
 
     def _poll(self, model_name: str) -> None:
         try:
@@ -100,7 +109,7 @@ class Jobs:
             self._holds_lease = self._lease.acquire_or_renew()
 
     def _test_sandbox(self) -> None:
-        if not self._store.read_only:
+        if not self._store.read_only and self._store.tested_level is None:
             self._store.tested_level = self._store.sandbox.level()
 
     def _held(self, name: str, job: Callable[[], object]) -> Callable[[], None]:
@@ -116,7 +125,6 @@ class Jobs:
         """The job with its errors logged: expected ones in one line, others with their traceback."""
 
         def run() -> None:
-            self._last_run_at = time.monotonic()
             try:
                 job()
             except MmserverError as error:

@@ -1,5 +1,6 @@
 """Running the application under waitress: one process that ends cleanly, or several that share one listening socket."""
 
+import contextlib
 import logging
 import signal
 import socket
@@ -8,27 +9,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from types import FrameType
 from typing import Any
 
 import flask
 import msgspec
-import waitress.wasyncore
-from waitress.server import create_server
-from waitress.task import ThreadedTaskDispatcher
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.server import TcpWSGIServer, create_server
+from waitress.task import ThreadedTaskDispatcher, WSGITask
 
-from mmserver.app import RUNTIME_KEY, Runtime, create_app
+from mmserver.app import RUNTIME_KEY, Runtime, create_app, open_store
 from mmserver.errors import SettingInvalid
 from mmserver.settings import Settings
 from mmserver.storage.data_dir import DataDir
-from mmserver.storage.schema import upgrade_database
 from mmserver.web.payloads import is_quick
 
 GRACE_S = 10.0
 LOOP_S = 0.5
 RESTART_PAUSE_S = 1.0
 MAX_IN_MEMORY_BYTES = 256 << 20
+LASTING_EXIT_CODES = (2, 3, 4)
+"""Of a worker that was refused (see `mmserver --help`): starting it again would not help."""
 log = logging.getLogger(__name__)
 
 
@@ -51,16 +55,17 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted."""
-    if settings.workers == 1:
-        app = create_app(settings)
-        try:
-            serve_app(app, settings, listener)
-        finally:
-            app.extensions[RUNTIME_KEY].close()
-    else:
-        _supervise(settings, listener)
+def serve(settings: Settings, listener: socket.socket) -> int:
+    """Serve until SIGTERM or SIGINT, then finish what was accepted. Returns the exit code."""
+    if settings.workers > 1:
+        return _supervise(settings, listener)
+    app = create_app(settings)
+    try:
+        _announce(settings, listener)
+        serve_app(app, settings, listener)
+    finally:
+        app.extensions[RUNTIME_KEY].close()
+    return 0
 
 
 def serve_as_worker(settings: Settings, listener: socket.socket) -> None:
@@ -75,7 +80,7 @@ def serve_as_worker(settings: Settings, listener: socket.socket) -> None:
 def serve_app(app: flask.Flask, settings: Settings, listener: socket.socket) -> None:
     """Answer requests on the socket until a signal comes."""
     runtime: Runtime = app.extensions[RUNTIME_KEY]
-    channels: dict[int, waitress.wasyncore.dispatcher] = {}
+    channels: dict[int, wasyncore.dispatcher] = {}
     dispatcher = QuickFirstDispatcher(partial(is_quick, runtime.store))
     dispatcher.set_thread_count(settings.threads)
     server = create_server(
@@ -97,14 +102,19 @@ def serve_app(app: flask.Flask, settings: Settings, listener: socket.socket) -> 
     dispatcher.silence_trigger_of(server)
     runtime.store.waiting.on_count = lambda n_waiting: dispatcher.set_thread_count(settings.threads + n_waiting)
     stopping = _stop_on_signals()
-    while not stopping.is_set():
-        waitress.wasyncore.loop(timeout=LOOP_S, map=channels, use_poll=True, count=1)
+    server.channel_class = _channel_class(stopping)
+
+    def turn(timeout_s: float) -> None:
+        wasyncore.loop(timeout=timeout_s, map=channels, use_poll=True, count=1)
         dispatcher.answer_quick_ones()
-    server.close()
+
+    while not stopping.is_set():
+        turn(LOOP_S)
     runtime.store.waiting.close()
     runtime.store.wake_waiting()
-    _drain(channels)
+    _drain(server, turn)
     dispatcher.shutdown(cancel_pending=True, timeout=1)
+    wasyncore.close_all(channels)
 
 
 class QuickFirstDispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
@@ -150,18 +160,39 @@ class QuickFirstDispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
         server.pull_trigger = pull_trigger_of_others
 
 
-def _drain(channels: "dict[int, waitress.wasyncore.dispatcher]") -> None:
-    """Send what was accepted, for as long as the grace period lasts."""
+def _channel_class(stopping: threading.Event) -> type[HTTPChannel]:
+    """Connections whose answers say, once the server is stopping, that no other will follow."""
+
+    class Task(WSGITask):  # type: ignore[misc]
+        def build_response_header(self) -> bytes:
+            if stopping.is_set():
+                self.set_close_on_finish()
+            header: bytes = super().build_response_header()
+            return header
+
+    class Channel(HTTPChannel):  # type: ignore[misc]
+        task_class = Task
+
+    return Channel
+
+
+def _drain(server: TcpWSGIServer, turn: Callable[[float], None]) -> None:
+    """Take in who had connected, and answer what they asked, for as long as the grace period lasts; nobody else is let in.
+
+    The server's trigger stays open until the end: its threads say by it that an answer is ready.
+    """
     deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline:
-        busy = [
-            channel
-            for channel in list(channels.values())
-            if getattr(channel, "requests", None) or getattr(channel, "total_outbufs_len", 0)
-        ]
-        if not busy:
-            return
-        waitress.wasyncore.loop(timeout=0.05, map=channels, use_poll=True, count=1)
+    n_known = -1
+    while len(server.active_channels) != n_known and time.monotonic() < deadline:
+        n_known = len(server.active_channels)
+        turn(0)
+    wasyncore.dispatcher.close(server)
+    turn(0)
+    while server.active_channels and time.monotonic() < deadline:
+        for channel in list(server.active_channels.values()):
+            if not channel.requests and channel.request is None:
+                channel.close_when_flushed = True
+        turn(0.05)
 
 
 def _stop_on_signals() -> threading.Event:
@@ -175,34 +206,58 @@ def _stop_on_signals() -> threading.Event:
     return stopping
 
 
-def _supervise(settings: Settings, listener: socket.socket) -> None:
-    """Hold the data directory, keep the workers running, and end them together."""
-    data_dir = DataDir(settings.data_dir)
-    data_dir.create()
-    with data_dir.lock():
-        data_dir.remove_leftovers()
-        upgrade_database(data_dir.database_path, data_dir.snapshots_dir)
-        stopping = _stop_on_signals()
+def _announce(settings: Settings, listener: socket.socket) -> None:
+    """Say where to find the server, once its state is open, and who else can."""
+    host, port = listener.getsockname()[:2]
+    log.info("serving on http://%s:%d, state in %s", host, port, settings.snapshot or settings.data_dir)
+    if not host.startswith("127.") and host != "::1":
+        log.warning("no API key exists: everybody who can reach port %d can read and change models", port)
+
+
+def _supervise(settings: Settings, listener: socket.socket) -> int:
+    """Hold the data directory, keep the workers running, and end them together.
+
+    What keeps a server from starting is found here first, once; a worker that is refused later on ends them all.
+    """
+    with open_store(settings):
+        pass
+    stopping = _stop_on_signals()
+    with ExitStack() as held:
+        if settings.snapshot is None:
+            held.enter_context(DataDir(settings.data_dir).lock())
         listener.set_inheritable(True)
         workers = [_start_worker(settings, listener) for _ in range(settings.workers)]
-        while not stopping.wait(RESTART_PAUSE_S):
+        _announce(settings, listener)
+        code = 0
+        while not code and not stopping.wait(RESTART_PAUSE_S):
             for index, worker in enumerate(workers):
-                if worker.poll() is not None:
-                    log.error("worker %d ended with %s; starting another", worker.pid, worker.returncode)
-                    workers[index] = _start_worker(settings, listener)
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            try:
-                worker.wait(GRACE_S + 5)
-            except subprocess.TimeoutExpired:
-                worker.kill()
+                if worker.poll() is None:
+                    continue
+                if worker.returncode in LASTING_EXIT_CODES:
+                    code = worker.returncode
+                    break
+                log.error("worker %d ended with %s; starting another", worker.pid, worker.returncode)
+                workers[index] = _start_worker(settings, listener)
+        _end(workers)
+    return code
+
+
+def _end(workers: "list[subprocess.Popen[bytes]]") -> None:
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        try:
+            worker.wait(GRACE_S + 5)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
 
 
 def _start_worker(settings: Settings, listener: socket.socket) -> "subprocess.Popen[bytes]":
     arguments = [sys.executable, "-m", "mmserver.cli.worker", str(listener.fileno())]
     worker = subprocess.Popen(arguments, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])  # noqa: S603
     assert worker.stdin is not None  # noqa: S101 (it was asked for)
-    worker.stdin.write(msgspec.json.encode(settings, enc_hook=str) + b"\n")
-    worker.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # it is gone already, and will be missed at the next look
+        worker.stdin.write(msgspec.json.encode(settings, enc_hook=str) + b"\n")
+        worker.stdin.flush()
     return worker

@@ -1,6 +1,6 @@
 """`mmserver serve`: start the server."""
 
-import logging
+import sys
 from typing import Any
 
 import click
@@ -8,8 +8,6 @@ import click
 from mmserver.cli.logs import configure_logging
 from mmserver.cli.options import with_settings
 from mmserver.settings import Settings
-
-log = logging.getLogger("mmserver")
 
 
 @click.command()
@@ -20,9 +18,4 @@ def serve(settings: Settings, **_: Any) -> None:
     from mmserver.server import serve as run
 
     configure_logging(settings)
-    listener = listening_socket(settings.host, settings.port)
-    host, port = listener.getsockname()[:2]
-    log.info("serving on http://%s:%d, state in %s", host, port, settings.snapshot or settings.data_dir)
-    if not host.startswith("127.") and host != "::1":
-        log.warning("no API key exists: everybody who can reach port %d can read and change models", port)
-    run(settings, listener)
+    sys.exit(run(settings, listening_socket(settings.host, settings.port)))

@@ -1,5 +1,6 @@
 """One of several server processes; started by the supervisor with the listening socket and, on stdin, the settings."""
 
+import logging
 import os
 import signal
 import socket
@@ -9,21 +10,31 @@ import threading
 import msgspec
 
 from mmserver.cli.logs import configure_logging
+from mmserver.cli.main import exit_code
+from mmserver.errors import MmserverError
 from mmserver.server import serve_as_worker
 from mmserver.settings import Settings
+
+log = logging.getLogger("mmserver.worker")
 
 
 def main() -> None:
     """Serve until the supervisor says so, or is gone."""
     listener = socket.socket(fileno=int(sys.argv[1]))
-    settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=Settings, dec_hook=lambda kind, value: kind(value))
+    with os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0) as pipe:
+        settings = msgspec.json.decode(pipe.readline(), type=Settings, dec_hook=lambda kind, value: kind(value))
     configure_logging(settings)
-    threading.Thread(target=_end_with_supervisor, daemon=True).start()
-    serve_as_worker(settings, listener)
+    threading.Thread(target=_end_with_supervisor, name="supervisor", daemon=True).start()
+    try:
+        serve_as_worker(settings, listener)
+    except MmserverError as error:
+        log.error("%s", error)
+        sys.exit(exit_code(error))
 
 
 def _end_with_supervisor() -> None:
-    while sys.stdin.buffer.read(1):
+    # Not through sys.stdin: its lock, held by a thread that waits, would abort the interpreter at its end.
+    while os.read(sys.stdin.fileno(), 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
