@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from waitress import serve  # type: ignore[import-untyped]
+from waitress import serve
 
 THREADS = 8
 """As many as mmserver has by default."""

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,10 +18,12 @@ import pytest
 
 import mmserver
 from mmserver import hookspecs
+from mmserver.app import RUNTIME_KEY, create_app
 from mmserver.catalog.ingest import INGEST_GROUP, IngestedGroup, IngestRequest, SourceFile, ingest_group
 from mmserver.errors import ArtifactInvalid
 from mmserver.plugin_loading import load_plugins
 from mmserver.sandbox.pool import Sandbox
+from mmserver.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs" / "plugins.md"
@@ -94,7 +97,7 @@ def test_the_hooks_table_is_what_hookspecs_says() -> None:
 
 def test_every_name_that_plugins_may_import_is_named() -> None:
     text = GUIDE.read_text()
-    assert [name for name in mmserver.__all__ if f"`{name}`" not in text] == []
+    assert [name for name in mmserver._HOMES if f"`{name}`" not in text] == []
 
 
 def test_the_example_imports_from_mmserver_only() -> None:
@@ -181,10 +184,46 @@ def test_linear_models_of_any_width_keep_the_contract(check: object, n_factors: 
     check(format_contract.FormatCase(plugins, name, json.dumps(document).encode(), conversions={"json": load_json}))
 
 
-def test_the_installed_example_is_found_by_its_entry_point(fresh_venv: Path, tmp_path: Path) -> None:
+# --- from the directory to the client ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    directory = tmp_path / "artifacts"
+    directory.mkdir()
+    (directory / linear_file().name).write_bytes(linear_file().data)
+    return directory
+
+
+def test_a_registered_directory_of_linear_models_is_served_and_its_changes_are_heard_of(
+    plugins_dir: Path, artifacts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data", plugins_dir=plugins_dir, watch_debounce_s=0.01, watch_enabled=False)
+    app = create_app(settings)
+    runtime = app.extensions[RUNTIME_KEY]
+    try:
+        client = app.test_client()
+        asked = {"model_name": "linear", "root_path": str(artifacts)}
+        assert client.post("/api/models", json=asked).status_code == 201
+        first = client.get("/api/models/linear/model/SOL-USDT").get_json()["payload"]
+        assert json.loads(first["model_json"]) == json.loads(linear_file().data)
+        assert [entry["factor_name"] for entry in first["dim_factors"]] == ["mom_1d", "vol_5d"]
+        (artifacts / linear_file().name).write_text('{"intercept": 0, "coef": {"mom_1d": 1, "vol_5d": 2}}')
+        with caplog.at_level(logging.INFO, logger="mmserver_plugin_mmserver_linear"):
+            refreshed = client.post("/api/models/linear/refresh").get_json()
+        assert refreshed["updated"] == ["SOLUSDT_ret_5d"]
+        assert f"linear is now at {refreshed['version']}" in caplog.messages
+        form = client.get("/api/models/linear/model/SOLUSDT?format=json")
+        assert form.get_json() == {"intercept": 0.0, "coef": {"mom_1d": 1.0, "vol_5d": 2.0}}
+    finally:
+        runtime.close()
+
+
+def test_the_installed_example_registers_a_directory_from_the_command_line(
+    fresh_venv: Path, artifacts: Path, tmp_path: Path
+) -> None:
     shutil.copytree(EXAMPLE, tmp_path / "package", ignore=shutil.ignore_patterns("build", "*.egg-info"))
     run(fresh_venv, ["pip", "install", "-q", "./package"], tmp_path)
-    script = (
-        "from mmserver.plugin_loading import load_plugins\nfor s in load_plugins().statuses(): print(s.name, s.error)"
-    )
-    assert "linear None" in run(fresh_venv, ["python", "-c", script], tmp_path).splitlines()
+    add = ["mmserver", "models", "add", "linear", str(artifacts), "--data-dir", "data", "--json"]
+    (model,) = json.loads(run(fresh_venv, add, tmp_path))["items"]
+    assert (model["status"], model["symbol_count"], model["factor_count"]) == ("ok", 1, 2)
