@@ -1,7 +1,6 @@
 """The exact evaluator: margins equal to XGBoost's own to the last bit, from the validated arrays and numpy alone."""
 
 import ctypes
-import ctypes.util
 import math
 
 import numpy as np
@@ -144,9 +143,11 @@ def _margin(score: np.float32, link: Link) -> np.float32:
 
 def _logf(value: np.float32) -> np.float32:
     """The C library's float32 logarithm; numpy's own differs from it in the last bit now and then."""
-    library = ctypes.util.find_library("m")
-    if library is None:
+    try:
+        logf = ctypes.CDLL(
+            None
+        ).logf  # already loaded; to look for its file would start a process, which the guard kills
+    except AttributeError:
         return np.float32(math.log(value))
-    logf = ctypes.CDLL(library).logf
     logf.argtypes, logf.restype = [ctypes.c_float], ctypes.c_float
     return np.float32(logf(float(value)))
