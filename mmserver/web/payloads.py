@@ -14,7 +14,7 @@ import flask
 
 from mmserver.catalog import groups, history
 from mmserver.catalog.catalog import Catalog, Group, Version
-from mmserver.catalog.payloads import MANIFEST, PAYLOAD, Encoding
+from mmserver.catalog.payloads import MANIFEST, PAYLOAD, Encoding, PayloadBody
 from mmserver.catalog.store import Store
 from mmserver.catalog.symbols import comparable_symbol
 from mmserver.web.current import current_store
@@ -69,7 +69,7 @@ def get_payload(model_name: str, symbol: str) -> flask.Response:
     if known:
         return flask.Response(status=304, headers=headers)
     body = store.payloads.body(served.version, served.group, asked.form, asked.encoding)
-    return flask.Response(body.content, 200, headers, content_type=body.media_type)
+    return flask.Response(body.content, 200, headers + _content_headers(body))
 
 
 class QuickPayloads:
@@ -95,8 +95,7 @@ class QuickPayloads:
                     start_response("304 NOT MODIFIED", headers)
                     return []
                 body = self._store.payloads.body(served.version, served.group, PAYLOAD, encoding)
-                headers += [("Content-Type", body.media_type), ("Content-Length", str(len(body.content)))]
-                start_response("200 OK", headers)
+                start_response("200 OK", headers + _content_headers(body))
                 return [body.content]
         return self._application(environ, start_response)
 
@@ -174,11 +173,17 @@ def _headers(served: Served, asked: Asked) -> list[tuple[str, str]]:
         ("X-Model-Version", served.version.label),
         ("X-Group-Key", _header_text(served.group.group_key)),
     ]
-    if asked.encoding != "identity":
-        headers.append(("Content-Encoding", asked.encoding))
     if asked.form not in (PAYLOAD, MANIFEST):
         file_name = _UNSAFE_IN_FILE_NAME.sub("_", f"{served.group.group_key}_model.{asked.form}")
         headers.append(("Content-Disposition", f'attachment; filename="{file_name}"'))
+    return headers
+
+
+def _content_headers(body: PayloadBody) -> list[tuple[str, str]]:
+    """What a 304 must leave out."""
+    headers = [("Content-Type", body.media_type), ("Content-Length", str(len(body.content)))]
+    if body.encoding != "identity":
+        headers.append(("Content-Encoding", body.encoding))
     return headers
 
 

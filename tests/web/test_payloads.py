@@ -91,6 +91,18 @@ def test_head_is_get_without_a_body(web: Any) -> None:
     assert web.client.head(PATH, headers={"If-None-Match": tag}).status_code == 304
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_the_short_way_gives_what_the_long_way_gives(web: Any, known: bool) -> None:
+    headers = {"Accept-Encoding": "gzip", "X-Request-ID": "same"}
+    if known:
+        headers["If-None-Match"] = web.client.get(PATH, headers=headers).headers["ETag"]
+    web.client.get(PATH, headers=headers)  # from now on it is held in memory
+    short = web.client.get(PATH, headers=headers)
+    long = web.client.get(f"{PATH}?group_key=BTCUSDT_ret_1h", headers=headers)
+    assert (short.status_code, short.data) == (long.status_code, long.data)
+    assert sorted(short.headers) == sorted(long.headers)
+
+
 def test_other_methods_are_named(web: Any) -> None:
     assert web.client.post(PATH, json={}).status_code == 405
     options = web.client.options(PATH)
