@@ -161,13 +161,22 @@ class QuickFirstDispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
 
 
 def _channel_class(stopping: threading.Event) -> type[HTTPChannel]:
-    """Connections whose answers say, once the server is stopping, that no other will follow."""
+    """Connections whose answers say, once the server is stopping, that no other will follow.
+
+    waitress 3.0 closes the connection after every answer without a body; a bot that asks "changed?" a thousand times would
+    connect a thousand times.
+    """
 
     class Task(WSGITask):  # type: ignore[misc]
         def build_response_header(self) -> bytes:
             if stopping.is_set():
                 self.set_close_on_finish()
+            asked_to_close = self.request.headers.get("CONNECTION", "").lower() == "close"
+            may_stay_open = self.version == "1.1" and not (self.has_body or self.close_on_finish or asked_to_close)
             header: bytes = super().build_response_header()
+            if may_stay_open:
+                self.close_on_finish = False
+                header = header.replace(b"\r\nConnection: close", b"", 1)
             return header
 
     class Channel(HTTPChannel):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 It stands outside Flask because it must also cover plugins' routes and errors, and costs a few microseconds there.
 """
 
+import itertools
 import re
 import secrets
 from collections.abc import Iterable
@@ -36,12 +37,14 @@ class ResponseFrame:
 
     def __init__(self, application: "WSGIApplication") -> None:
         self._application = application
+        self._process_id = secrets.token_hex(6)
+        self._numbers = itertools.count()  # its next is atomic
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer one request."""
         request_id = environ.get("HTTP_X_REQUEST_ID", "")
         if _SANE_REQUEST_ID.fullmatch(request_id) is None:
-            request_id = secrets.token_hex(8)
+            request_id = f"{self._process_id}{next(self._numbers):08x}"
         environ[REQUEST_ID_KEY] = request_id
 
         def start_framed(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
