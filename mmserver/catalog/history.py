@@ -17,6 +17,7 @@ from mmserver.storage.tables import MembershipRow, ServingRow, VersionRow
 from mmserver.storage.times import datetime_from_text, text_from_datetime
 
 LATEST = "latest"
+PRODUCTION = "production"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def resolve_version(
 ) -> Version:
     """The version that a label or `latest` means; with `as_of`, the one that was served at that moment.
 
-    A watched model's latest is what it serves, also after a rollback.
+    A watched model's latest is what it serves, also after a rollback, and so is what is in production.
 
     Raises:
         ModelNotFound: there is no such model.
@@ -47,7 +48,7 @@ def resolve_version(
     model = store.model(model_name)
     if as_of is not None:
         return store.version(model, _version_id_as_of(store, model, reference, as_of))
-    if reference is None or reference in (LATEST, model.serving.label):
+    if reference is None or reference in (LATEST, PRODUCTION, model.serving.label):
         return model.serving
     with store.database.read() as connection:
         version_id = connection.execute(
@@ -164,7 +165,7 @@ def _version_id_as_of(store: Store, model: Model, reference: str | None, as_of: 
     at = text_from_datetime(as_of)
     missing = VersionNotFound(model_name=model.name, version=f"{reference or LATEST} as of {at}")
     with store.database.read() as connection:
-        if reference is None or reference == LATEST:
+        if reference in (None, LATEST, PRODUCTION):
             served = connection.execute(
                 select(ServingRow.version_id, ServingRow.version_label)
                 .where(ServingRow.model_id == model.id, ServingRow.since <= at)
