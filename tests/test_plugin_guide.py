@@ -227,3 +227,27 @@ def test_the_installed_example_registers_a_directory_from_the_command_line(
     add = ["mmserver", "models", "add", "linear", str(artifacts), "--data-dir", "data", "--json"]
     (model,) = json.loads(run(fresh_venv, add, tmp_path))["items"]
     assert (model["status"], model["symbol_count"], model["factor_count"]) == ("ok", 1, 2)
+
+
+@pytest.mark.parametrize("function", ["parse(artifact: Artifact)", "mmserver_load_predictor(model: ModelFile)"])
+def test_what_a_plugin_raises_refuses_that_file_and_no_other(function: str, artifacts: Path, tmp_path: Path) -> None:
+    plugins_dir = tmp_path / "my-plugins"
+    plugins_dir.mkdir()
+    source = (EXAMPLE / "mmserver_linear.py").read_text()
+    faulty, n_replaced = re.subn(rf"(def {re.escape(function)} -> .*:\n)", r"\1    raise KeyError('a bug')\n", source)
+    assert n_replaced == 1
+    (plugins_dir / "faulty.py").write_text(faulty)
+    (artifacts / "BTCUSDT_ret_5d_factors.txt").write_text("mom_1d\n")
+    app = create_app(Settings(data_dir=tmp_path / "data", plugins_dir=plugins_dir, watch_enabled=False))
+    try:
+        client = app.test_client()
+        added = client.post("/api/models", json={"model_name": "linear", "root_path": str(artifacts)})
+        assert added.status_code == 201, added.get_data(as_text=True)
+        assert added.get_json()["status"] == "degraded"
+        (refusal,) = app.extensions[RUNTIME_KEY].store.catalog.models["linear"].refusals
+        assert refusal.group_key == "SOLUSDT_ret_5d"
+        assert "a bug" in refusal.detail
+        symbols = client.get("/api/models/linear/symbols").get_json()["symbols"]
+        assert [symbol["symbol"] for symbol in symbols] == ["BTCUSDT"]
+    finally:
+        app.extensions[RUNTIME_KEY].close()
