@@ -162,7 +162,7 @@ def test_the_venue_files_hold_increasing_thresholds_and_call_themselves_examples
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return CliRunner(env={"MMSERVER_WATCH_DEBOUNCE_S": "0.05"}).invoke(main, [str(argument) for argument in arguments])
 
 
 def listed(data_dir: Path, *command: str) -> list[dict[str, Any]]:
