@@ -1,0 +1,286 @@
+"""A real `mmserver serve` on a port of its own, and real artifacts for it: small trained models, pickled by their library."""
+
+import os
+import pickle
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+COMMAND = Path(sys.executable).with_name("mmserver")
+FACTORS = ("mom_1h", "vol_1d", "spread", "rsi_14", "gap")
+START_TIMEOUT_S = 60.0
+N_MODELS = 3
+
+FAST = {
+    "MMSERVER_WATCH_INTERVAL_S": "0.2",
+    "MMSERVER_WATCH_DEBOUNCE_S": "0.2",
+    "MMSERVER_GONE_POLLS": "2",
+    "MMSERVER_SANDBOX_WORKERS": "1",
+    "MMSERVER_SNAPSHOT_INTERVAL_S": "0",
+}
+"""So that tests wait for fractions of a second where an operator waits for seconds."""
+
+
+def environment(**environ: str) -> dict[str, str]:
+    """This process's environment without anybody's settings, and the given ones."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MMSERVER_", "MODEL_M"))}
+    return {**inherited, **environ}
+
+
+def wait_until(is_so: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+    """Whatever true value `is_so` gives within the time; looks again every 20 ms."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := is_so()):
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
+        time.sleep(0.02)
+    return found
+
+
+@dataclass
+class Server:
+    """One running `mmserver serve`, its state and a client of it."""
+
+    data_dir: Path
+    log_path: Path
+    process: "subprocess.Popen[bytes]"
+    url: str = ""
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(trust_env=False))
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def connect(self) -> None:
+        """Wait until it says where it serves, and answers there."""
+
+        def address() -> str | None:
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log}"
+            found = re.findall(r"serving on (http://\S+),", self.log)
+            return found[-1] if found else None
+
+        self.url = wait_until(address, "an address in the log", START_TIMEOUT_S)
+        self.client = httpx.Client(base_url=self.url, trust_env=False, timeout=60)
+        assert self.client.get("/livez").status_code == 200
+
+    def get(self, path: str, **options: Any) -> Any:
+        """The JSON body of a GET that must succeed."""
+        response = self.client.get(path, **options)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def register(self, model_name: str, directory: Path) -> Any:
+        """Register a directory; it must succeed."""
+        response = self.client.post("/api/models", json={"model_name": model_name, "root_path": str(directory)})
+        assert response.status_code == 201, response.text
+        return response.json()
+
+    def item(self, model_name: str) -> Any:
+        """The model as it stands in the list."""
+        return self.get(f"/api/models/{model_name}")
+
+    def query(self, statement: str, *values: Any) -> list[Any]:
+        """Rows from the database, read beside the running server."""
+        with closing(sqlite3.connect(f"file:{self.data_dir}/state.db?mode=ro", uri=True)) as connection:
+            return connection.execute(statement, values).fetchall()
+
+    def audit(self, target: str) -> list[str]:
+        """The actions on one model or venue, oldest first."""
+        rows = self.query("SELECT action FROM audit WHERE target = ? ORDER BY id", target)
+        return [action for (action,) in rows]
+
+    def kill(self) -> None:
+        """`kill -9`, as an out-of-memory killer would."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, timeout_s: float = 30.0) -> int:
+        """SIGTERM; the exit code."""
+        self.process.terminate()
+        return self.process.wait(timeout_s)
+
+
+StartServer = Callable[..., Server]
+
+
+class Servers:
+    """Starts servers, and ends at last whatever still runs."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._started: list[Server] = []
+
+    def start(self, *flags: str | Path, data_dir: Path | None = None, wait: bool = True, **environ: str) -> Server:
+        """`mmserver serve`, on a free port; with `wait=False` it may as well fail."""
+        data_dir = data_dir or self._directory / f"data {len(self._started)}"
+        log_path = self._directory / f"server-{len(self._started)}.log"
+        arguments = ["serve", "--host", "127.0.0.1", "--port", "0", "--data-dir", data_dir, *flags]
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [COMMAND, *map(str, arguments)],
+                cwd=self._directory,
+                env=environment(**{**FAST, **environ}),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        server = Server(data_dir, log_path, process)
+        self._started.append(server)
+        if wait:
+            server.connect()
+        return server
+
+    def end(self) -> None:
+        """Kill each with its children, and see that none had an error that nobody foresaw."""
+        for server in self._started:
+            server.client.close()
+            try:
+                os.killpg(server.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            finally:
+                server.process.wait()
+        for server in self._started:
+            assert "Traceback" not in server.log, server.log
+
+
+class Artifacts:
+    """Writes groups as producers do; the models are real ones, told apart by their number."""
+
+    def __init__(self, pickles: list[bytes], texts: list[bytes]) -> None:
+        self.pickles = pickles
+        self.texts = texts
+
+    def write(
+        self, directory: Path, group_key: str, model: int = 0, *, form: str = "pkl", info: Any = None, ic: float = 0.02
+    ) -> None:
+        """The four files of a group, each put in place whole, as a careful producer does."""
+        directory.mkdir(parents=True, exist_ok=True)
+        rows = [f"{name},{ic + dim / 100:.4f},{ic / 2 + dim / 100:.4f}" for dim, name in enumerate(FACTORS)]
+        files = {
+            "factors.txt": "".join(f"{name}\n" for name in FACTORS).encode(),
+            "ic.csv": "\n".join(["factor,ic,kendall_tau", *rows, ""]).encode(),
+            "info.pkl": pickle.dumps(info or self.info(model)),
+            f"model.{form}": (self.pickles if form == "pkl" else self.texts)[model],
+        }
+        for name, content in files.items():
+            self.put(directory / f"{group_key}_{name}", content)
+
+    def put(self, path: Path, content: bytes) -> None:
+        """Replace a file in one step."""
+        new = path.with_name(f".{path.name}.new")
+        new.write_bytes(content)
+        new.rename(path)
+
+    @staticmethod
+    def info(model: int) -> dict[str, Any]:
+        """What the producer says of the training of that model."""
+        return {
+            "dim": len(FACTORS),
+            "train_start": "2024-01-01",
+            "train_end": "2024-06-30",
+            "train_samples": 300,
+            "number": model,
+            "metrics": {"ic": np.float64(0.031), "rmse": None},
+        }
+
+
+@pytest.fixture(scope="session")
+def artifacts() -> Artifacts:
+    """Three small regressors, trained once."""
+    import xgboost
+
+    pickles, texts = [], []
+    for seed in range(N_MODELS):
+        random = np.random.default_rng(seed)
+        rows = random.normal(size=(300, len(FACTORS))).astype(np.float32)
+        rows[random.random(rows.shape) < 0.05] = np.nan
+        labels = np.nan_to_num(rows) @ random.normal(size=len(FACTORS))
+        model = xgboost.XGBRegressor(n_estimators=8, max_depth=3, n_jobs=1, random_state=seed).fit(rows, labels)
+        pickles.append(pickle.dumps(model))
+        texts.append(bytes(model.get_booster().save_raw("json")))
+    return Artifacts(pickles, texts)
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    """For tests that need servers of their own."""
+    made = Servers(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="session")
+def shared_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    made = Servers(tmp_path_factory.mktemp("servers"))
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="session")
+def server(shared_servers: Servers) -> Server:
+    """One server for all tests that only add models of their own."""
+    return shared_servers.start()
+
+
+@pytest.fixture(scope="session")
+def alpha(server: Server, artifacts: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model on the shared server that nobody changes: BTCUSDT and ETHUSDT as pickles, SOLUSDT as JSON."""
+    directory = tmp_path_factory.mktemp("artifacts") / "alpha"
+    artifacts.write(directory, "BTCUSDT_mid_chg_1m", 0)
+    artifacts.write(directory, "ETHUSDT_mid_chg_1m", 1)
+    artifacts.write(directory / "more", "SOLUSDT_mid_chg_1m", 2, form="json")
+    server.register("alpha", directory)
+    return "alpha"
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., Any]:
+    """`wait_until`, for tests."""
+    return wait_until
+
+
+@pytest.fixture
+def mmserver(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """`mmserver …` in a process of its own, which must succeed unless `check=False`."""
+
+    def run(*arguments: str | Path, check: bool = True, **environ: str) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            [COMMAND, *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment(**{**FAST, **environ}),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert not check or done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All that lies here starts a server or a browser."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
