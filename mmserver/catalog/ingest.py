@@ -17,7 +17,7 @@ from mmserver.catalog.consistency import check_dimensions, factors_of_group
 from mmserver.catalog.info import InfoFacts, facts_from_info
 from mmserver.catalog.payload import DimFactor, dim_factors_from_table, ic_mean, manifest_from_model, payload_from_model
 from mmserver.catalog.proof import proven_model
-from mmserver.catalog.symbols import split_group_key
+from mmserver.catalog.symbols import comparable_symbol, split_group_key
 from mmserver.errors import ArtifactInvalid, MmserverError, QuantilesInvalid, Undecodable
 from mmserver.formats import (
     Artifact,
@@ -175,7 +175,11 @@ def ingest_quantiles(source: SourceFile, plugins: Plugins) -> QuantileTable:
         ) from error
     if not isinstance(table, QuantileTable) or not table.symbols:
         raise QuantilesInvalid(file=source.name, reason="it has no symbols")
+    spellings: dict[str, str] = {}
     for symbol, (medium, large) in table.symbols.items():
+        other = spellings.setdefault(comparable_symbol(symbol), symbol)
+        if other != symbol:
+            raise QuantilesInvalid(file=source.name, reason=f"{other} and {symbol} are one symbol; keep one")
         if not (math.isfinite(medium) and math.isfinite(large) and 0 < medium < large):
             reason = (
                 f"{symbol}: thresholds must be finite with 0 < medium < large, found medium {medium}, large {large}"

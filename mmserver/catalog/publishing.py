@@ -162,7 +162,7 @@ def _version_sha256(group_hashes: Iterable[str]) -> str:
 
 def _check_symbols(keys_by_symbol: Mapping[str, tuple[str, ...]]) -> None:
     several = [
-        f"symbol {symbol.upper()} maps to {' and '.join(keys)}"
+        f"symbol {symbol.upper()} maps to {' and '.join(sorted(keys))}"
         for symbol, keys in sorted(keys_by_symbol.items())
         if len(keys) > 1
     ]

@@ -3,9 +3,10 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from mmserver.catalog.catalog import Actor, Catalog, Venue
@@ -16,6 +17,9 @@ from mmserver.catalog.symbols import comparable_symbol
 from mmserver.errors import (
     ArtifactInvalid,
     ArtifactUnstable,
+    DirectoryInvalid,
+    Invalid,
+    OutsideRoots,
     QuantilesInvalid,
     VenueNotFound,
     VenueSymbolNotFound,
@@ -35,6 +39,8 @@ VENUES = tuple(
     for exchange in ("binance", "okex", "bybit", "bitget", "gate")
     for kind in ("margin", "futures")
 )
+_MISSING = FileIdentity(0, 0, 0, 0, 0)
+"""Stands for a file that is not there."""
 log = logging.getLogger(__name__)
 
 
@@ -109,27 +115,41 @@ def poll_venue(store: Store, venue: str, pending: dict[str, FileIdentity]) -> bo
             row = connection.execute(select(VenueRow.__table__).where(VenueRow.name == venue)).one_or_none()
         if row is None:
             return False
-        path = allowed_path(row.pkl_path, store.settings.artifact_roots)
-        identity = _identity(path)
-        loaded = FileIdentity(*msgspec.json.decode(row.file_identity, type=tuple[int, int, int, int, int]))
-        is_known = identity == loaded and (row.status == "ok" or row.refused_sha256 is not None)
-        if identity is None or is_known:
+        known = FileIdentity(*msgspec.json.decode(row.file_identity, type=tuple[int, int, int, int, int]))
+        try:
+            path = allowed_path(row.pkl_path, store.settings.artifact_roots)
+        except (DirectoryInvalid, OutsideRoots) as error:
+            _note_refusal(store, row, str(error), known, None)
+            return False
+        identity = _identity(path) or _MISSING
+        is_answered = row.status == "ok" or row.refused_sha256 is not None or identity == _MISSING
+        if identity == known and is_answered:
             pending.pop(venue, None)
             return False
         if pending.get(venue) != identity:
             pending[venue] = identity
             return False
-        read: ReadFile | None = None
-        try:
-            read = _read(store, path)
-            if read.sha256 == row.refused_sha256:
-                return False
-            table = _parsed(store, path, read)
-        except QuantilesInvalid as error:
-            _note_refusal(store, venue, identity, error, read.sha256 if read else None)
-            return False
-        _serve(store, venue, read, table)
-        return True
+        return _take(store, row, path, identity)
+
+
+def _take(store: Store, row: Row[Any], path: Path, identity: FileIdentity) -> bool:
+    """Read the changed file; True if its thresholds are served."""
+    try:
+        read = _read(store, path)
+    except QuantilesInvalid as error:
+        # What could not be read is tried again at each look; what is not there only when it is back.
+        _note_refusal(store, row, str(error), identity if identity == _MISSING else None, None)
+        return False
+    if read.sha256 == row.refused_sha256:
+        _note_refusal(store, row, row.error, read.identity, read.sha256)
+        return False
+    try:
+        table = _parsed(store, path, read)
+    except QuantilesInvalid as error:
+        _note_refusal(store, row, str(error), read.identity, read.sha256)
+        return False
+    _serve(store, row.name, read, table)
+    return True
 
 
 def _read(store: Store, path: Path) -> ReadFile:
@@ -146,9 +166,15 @@ def _read(store: Store, path: Path) -> ReadFile:
 def _parsed(store: Store, path: Path, read: ReadFile) -> QuantileTable:
     try:
         answer = store.sandbox.run(INGEST_QUANTILES, msgspec.msgpack.encode(SourceFile(path.name, read.data)))
+        return msgspec.msgpack.decode(answer, type=QuantileTable)
+    except QuantilesInvalid:
+        raise
+    except Invalid as error:
+        raise QuantilesInvalid(file=path.name, reason=str(error)) from error
     except WorkerCrashed as error:
         raise QuantilesInvalid(file=path.name, reason=f"crashed({error.values['how']})") from error
-    return msgspec.msgpack.decode(answer, type=QuantileTable)
+    except msgspec.MsgspecError as error:
+        raise QuantilesInvalid(file=path.name, reason="crashed(the worker's answer makes no sense)") from error
 
 
 def _serve(store: Store, venue: str, read: ReadFile, table: QuantileTable) -> None:
@@ -175,19 +201,23 @@ def _serve(store: Store, venue: str, read: ReadFile, table: QuantileTable) -> No
 
 
 def _note_refusal(
-    store: Store, venue: str, identity: FileIdentity, error: QuantilesInvalid, sha256: str | None
+    store: Store, row: Row[Any], error: str, identity: FileIdentity | None, refused_sha256: str | None
 ) -> None:
-    """The venue keeps what it has; the same file is not tried again until it changes."""
-    if store.catalog.venues[venue].error == str(error):
+    """The venue keeps what it has; `identity` and `refused_sha256` are of what is not tried again until it changes."""
+    file_identity = _identity_text(identity) if identity is not None else row.file_identity
+    values = {
+        "status": "stale",
+        "error": error,
+        "file_identity": file_identity,
+        "refused_sha256": refused_sha256,
+    }
+    if all(getattr(row, name) == value for name, value in values.items()):
         return
     with store.database.write() as connection:
-        connection.execute(
-            update(VenueRow)
-            .where(VenueRow.name == venue)
-            .values(status="stale", error=str(error), file_identity=_identity_text(identity), refused_sha256=sha256)
-        )
+        connection.execute(update(VenueRow).where(VenueRow.name == row.name).values(values))
     store.reload_venues()
-    log.warning("venue %s: %s", venue, error)
+    if row.error != error:
+        log.warning("venue %s: %s", row.name, error)
 
 
 def _store_table(connection: Connection, venue: str, read: ReadFile, table: QuantileTable, now: str) -> int:
