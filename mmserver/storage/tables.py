@@ -5,8 +5,14 @@ kept as intervals: a membership says that a group belonged to its model from ver
 `last_seq` (null: still does). A refresh that changes one group of ten thousand writes two rows.
 """
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, MetaData, Text, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import Column, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text, UniqueConstraint
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Mapped
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_name)s",
@@ -20,10 +26,41 @@ NAMING = {
 NEVER_REUSE_IDS = {"sqlite_autoincrement": True}
 
 
-class Row(DeclarativeBase):
-    """What all tables share: the naming of constraints, so that migrations can name them too."""
+def required(*args: Any, **options: Any) -> Any:
+    """A column that is never null."""
+    return Column(*args, nullable=False, **options)
 
-    metadata = MetaData(naming_convention=NAMING)
+
+def optional(*args: Any, **options: Any) -> Any:
+    """A column that may be null."""
+    return Column(*args, nullable=True, **options)
+
+
+class _RowType(type):
+    """Lets a row class stand for its table in a statement."""
+
+    __table__: Table
+
+    def __clause_element__(cls) -> Table:
+        return cls.__table__
+
+
+class Row(metaclass=_RowType):
+    """What makes a table of a class with columns. SQLAlchemy's own mapping does too, but its import costs a third of the start."""
+
+    metadata: ClassVar[MetaData] = MetaData(naming_convention=NAMING)
+    __table__: ClassVar[Table]
+    __tablename__: ClassVar[str]
+    __table_args__: ClassVar[tuple[Any, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        columns = {name: value for name, value in vars(cls).items() if isinstance(value, Column)}
+        for name, column in columns.items():
+            column.name = column.key = name
+        options = [part for part in cls.__table_args__ if isinstance(part, dict)]
+        constraints = [part for part in cls.__table_args__ if not isinstance(part, dict)]
+        keywords = options[0] if options else {}
+        cls.__table__ = Table(cls.__tablename__, cls.metadata, *columns.values(), *constraints, **keywords)
 
 
 class MetaRow(Row):
@@ -31,8 +68,8 @@ class MetaRow(Row):
 
     __tablename__ = "meta"
 
-    key: Mapped[str] = mapped_column(Text, primary_key=True)
-    value: Mapped[str] = mapped_column(Text)
+    key: Mapped[str] = required(Text, primary_key=True)
+    value: Mapped[str] = required(Text)
 
 
 class BlobRow(Row):
@@ -40,27 +77,27 @@ class BlobRow(Row):
 
     __tablename__ = "blobs"
 
-    sha256: Mapped[str] = mapped_column(Text, primary_key=True)
-    codec: Mapped[str] = mapped_column(Text)  # "raw" | "zstd" | "gzip"
-    size_bytes: Mapped[int]
-    content: Mapped[bytes] = mapped_column(LargeBinary)
+    sha256: Mapped[str] = required(Text, primary_key=True)
+    codec: Mapped[str] = required(Text)  # "raw" | "zstd" | "gzip"
+    size_bytes: Mapped[int] = required(Integer)
+    content: Mapped[bytes] = required(LargeBinary)
 
 
 class ModelRow(Row):
     """A name that predicts; `kind` says how it gets its versions."""
 
     __tablename__ = "models"
-    __table_args__ = NEVER_REUSE_IDS
+    __table_args__ = (NEVER_REUSE_IDS,)
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(Text, unique=True)
-    kind: Mapped[str] = mapped_column(Text)  # "watched"
-    root_path: Mapped[str | None] = mapped_column(Text)
-    root_dev: Mapped[int | None]
-    status: Mapped[str] = mapped_column(Text)  # "ok" | "degraded" | "stale" | "frozen"
-    error: Mapped[str | None] = mapped_column(Text)
-    registered_at: Mapped[str] = mapped_column(Text)
-    refreshed_at: Mapped[str] = mapped_column(Text)
+    id: Mapped[int] = required(Integer, primary_key=True)
+    name: Mapped[str] = required(Text, unique=True)
+    kind: Mapped[str] = required(Text)  # "watched"
+    root_path: Mapped[str | None] = optional(Text)
+    root_dev: Mapped[int | None] = optional(Integer)
+    status: Mapped[str] = required(Text)  # "ok" | "degraded" | "stale" | "frozen"
+    error: Mapped[str | None] = optional(Text)
+    registered_at: Mapped[str] = required(Text)
+    refreshed_at: Mapped[str] = required(Text)
 
 
 class FactorListRow(Row):
@@ -68,8 +105,8 @@ class FactorListRow(Row):
 
     __tablename__ = "factor_lists"
 
-    sha256: Mapped[str] = mapped_column(Text, primary_key=True)
-    factors: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = required(Text, primary_key=True)
+    factors: Mapped[str] = required(Text)
 
 
 class GroupRow(Row):
@@ -79,24 +116,24 @@ class GroupRow(Row):
     """
 
     __tablename__ = "groups"
-    __table_args__ = NEVER_REUSE_IDS
+    __table_args__ = (NEVER_REUSE_IDS,)
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    sha256: Mapped[str] = mapped_column(Text, unique=True)
-    group_key: Mapped[str] = mapped_column(Text)
-    symbol: Mapped[str] = mapped_column(Text)
-    return_name: Mapped[str] = mapped_column(Text)
-    dim: Mapped[int]
-    train_samples: Mapped[int | None]
-    ic_mean: Mapped[float | None]
-    factors_sha256: Mapped[str] = mapped_column(ForeignKey("factor_lists.sha256"), index=True)
+    id: Mapped[int] = required(Integer, primary_key=True)
+    sha256: Mapped[str] = required(Text, unique=True)
+    group_key: Mapped[str] = required(Text)
+    symbol: Mapped[str] = required(Text)
+    return_name: Mapped[str] = required(Text)
+    dim: Mapped[int] = required(Integer)
+    train_samples: Mapped[int | None] = optional(Integer)
+    ic_mean: Mapped[float | None] = optional(Double)
+    factors_sha256: Mapped[str] = required(Text, ForeignKey("factor_lists.sha256"), index=True)
     # ic_table, info, artifacts, model summary
-    detail_sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"), index=True)
+    detail_sha256: Mapped[str] = required(Text, ForeignKey("blobs.sha256"), index=True)
     # null: no model to serve
-    payload_sha256: Mapped[str | None] = mapped_column(ForeignKey("blobs.sha256"), index=True)
-    manifest_sha256: Mapped[str | None] = mapped_column(ForeignKey("blobs.sha256"), index=True)
-    no_model_reason: Mapped[str | None] = mapped_column(Text)
-    integrity: Mapped[str] = mapped_column(Text)  # "verified" by a producer's manifest | "unverified"
+    payload_sha256: Mapped[str | None] = optional(Text, ForeignKey("blobs.sha256"), index=True)
+    manifest_sha256: Mapped[str | None] = optional(Text, ForeignKey("blobs.sha256"), index=True)
+    no_model_reason: Mapped[str | None] = optional(Text)
+    integrity: Mapped[str] = required(Text)  # "verified" by a producer's manifest | "unverified"
 
 
 class GroupFileRow(Row):
@@ -104,11 +141,11 @@ class GroupFileRow(Row):
 
     __tablename__ = "group_files"
 
-    group_id: Mapped[int] = mapped_column(ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True)
-    name: Mapped[str] = mapped_column(Text, primary_key=True)
-    role: Mapped[str] = mapped_column(Text)
-    sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"), index=True)
-    size_bytes: Mapped[int]
+    group_id: Mapped[int] = required(Integer, ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = required(Text, primary_key=True)
+    role: Mapped[str] = required(Text)
+    sha256: Mapped[str] = required(Text, ForeignKey("blobs.sha256"), index=True)
+    size_bytes: Mapped[int] = required(Integer)
 
 
 class VersionRow(Row):
@@ -117,19 +154,19 @@ class VersionRow(Row):
     __tablename__ = "versions"
     __table_args__ = (UniqueConstraint("model_id", "seq"), UniqueConstraint("model_id", "label"), NEVER_REUSE_IDS)
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    model_id: Mapped[int] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"))
-    seq: Mapped[int]
-    label: Mapped[str] = mapped_column(Text)
-    sha256: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[str] = mapped_column(Text)
-    reason: Mapped[str] = mapped_column(Text)  # "registered" | "refreshed" | …
-    added: Mapped[str] = mapped_column(Text)
-    removed: Mapped[str] = mapped_column(Text)
-    updated: Mapped[str] = mapped_column(Text)
-    symbol_count: Mapped[int]
-    group_count: Mapped[int]
-    factor_count: Mapped[int]
+    id: Mapped[int] = required(Integer, primary_key=True)
+    model_id: Mapped[int] = required(Integer, ForeignKey("models.id", ondelete="CASCADE"))
+    seq: Mapped[int] = required(Integer)
+    label: Mapped[str] = required(Text)
+    sha256: Mapped[str] = required(Text)
+    created_at: Mapped[str] = required(Text)
+    reason: Mapped[str] = required(Text)  # "registered" | "refreshed" | …
+    added: Mapped[str] = required(Text)
+    removed: Mapped[str] = required(Text)
+    updated: Mapped[str] = required(Text)
+    symbol_count: Mapped[int] = required(Integer)
+    group_count: Mapped[int] = required(Integer)
+    factor_count: Mapped[int] = required(Integer)
 
 
 class MembershipRow(Row):
@@ -141,11 +178,11 @@ class MembershipRow(Row):
         Index("ix_memberships_group", "group_id"),
     )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    model_id: Mapped[int] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"))
-    group_id: Mapped[int] = mapped_column(ForeignKey("groups.id"))
-    first_seq: Mapped[int]
-    last_seq: Mapped[int | None]
+    id: Mapped[int] = required(Integer, primary_key=True)
+    model_id: Mapped[int] = required(Integer, ForeignKey("models.id", ondelete="CASCADE"))
+    group_id: Mapped[int] = required(Integer, ForeignKey("groups.id"))
+    first_seq: Mapped[int] = required(Integer)
+    last_seq: Mapped[int | None] = optional(Integer)
 
 
 class ServingRow(Row):
@@ -153,12 +190,12 @@ class ServingRow(Row):
 
     __tablename__ = "servings"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    model_id: Mapped[int] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"), index=True)
-    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", ondelete="SET NULL"), index=True)
-    version_label: Mapped[str] = mapped_column(Text)  # still there when retention has taken the version away
-    since: Mapped[str] = mapped_column(Text)
-    reason: Mapped[str] = mapped_column(Text)  # "registered" | "refreshed" | "rolled_back"
+    id: Mapped[int] = required(Integer, primary_key=True)
+    model_id: Mapped[int] = required(Integer, ForeignKey("models.id", ondelete="CASCADE"), index=True)
+    version_id: Mapped[int | None] = optional(Integer, ForeignKey("versions.id", ondelete="SET NULL"), index=True)
+    version_label: Mapped[str] = required(Text)  # still there when retention has taken the version away
+    since: Mapped[str] = required(Text)
+    reason: Mapped[str] = required(Text)  # "registered" | "refreshed" | "rolled_back"
 
 
 class WatchedFileRow(Row):
@@ -166,16 +203,16 @@ class WatchedFileRow(Row):
 
     __tablename__ = "watched_files"
 
-    model_id: Mapped[int] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"), primary_key=True)
-    path: Mapped[str] = mapped_column(Text, primary_key=True)  # relative to the root
-    group_key: Mapped[str] = mapped_column(Text)
-    dev: Mapped[int]
-    ino: Mapped[int]
-    size_bytes: Mapped[int]
-    mtime_ns: Mapped[int]
-    ctime_ns: Mapped[int]
-    read_at_ns: Mapped[int]  # wall clock, to be compared with the file's own timestamps only
-    sha256: Mapped[str] = mapped_column(Text)
+    model_id: Mapped[int] = required(Integer, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True)
+    path: Mapped[str] = required(Text, primary_key=True)  # relative to the root
+    group_key: Mapped[str] = required(Text)
+    dev: Mapped[int] = required(Integer)
+    ino: Mapped[int] = required(Integer)
+    size_bytes: Mapped[int] = required(Integer)
+    mtime_ns: Mapped[int] = required(Integer)
+    ctime_ns: Mapped[int] = required(Integer)
+    read_at_ns: Mapped[int] = required(Integer)  # wall clock, to be compared with the file's own timestamps only
+    sha256: Mapped[str] = required(Text)
 
 
 class RefusalRow(Row):
@@ -183,14 +220,14 @@ class RefusalRow(Row):
 
     __tablename__ = "refusals"
 
-    model_id: Mapped[int] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"), primary_key=True)
-    group_key: Mapped[str] = mapped_column(Text, primary_key=True)
-    files_sha256: Mapped[str] = mapped_column(Text)
-    file: Mapped[str] = mapped_column(Text)
-    reason: Mapped[str] = mapped_column(Text)
-    detail: Mapped[str] = mapped_column(Text)
-    since: Mapped[str] = mapped_column(Text)
-    attempts: Mapped[int]
+    model_id: Mapped[int] = required(Integer, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True)
+    group_key: Mapped[str] = required(Text, primary_key=True)
+    files_sha256: Mapped[str] = required(Text)
+    file: Mapped[str] = required(Text)
+    reason: Mapped[str] = required(Text)
+    detail: Mapped[str] = required(Text)
+    since: Mapped[str] = required(Text)
+    attempts: Mapped[int] = required(Integer)
 
 
 class VenueRow(Row):
@@ -198,42 +235,42 @@ class VenueRow(Row):
 
     __tablename__ = "venues"
 
-    name: Mapped[str] = mapped_column(Text, primary_key=True)
-    pkl_path: Mapped[str] = mapped_column(Text)
-    quantiles_id: Mapped[int] = mapped_column(ForeignKey("venue_quantiles.id"))
-    updated_at: Mapped[str] = mapped_column(Text)
-    status: Mapped[str] = mapped_column(Text)  # "ok" | "stale"
-    error: Mapped[str | None] = mapped_column(Text)
-    refused_sha256: Mapped[str | None] = mapped_column(Text)
-    file_identity: Mapped[str] = mapped_column(Text)  # JSON [dev, ino, size_bytes, mtime_ns, ctime_ns]
+    name: Mapped[str] = required(Text, primary_key=True)
+    pkl_path: Mapped[str] = required(Text)
+    quantiles_id: Mapped[int] = required(Integer, ForeignKey("venue_quantiles.id"))
+    updated_at: Mapped[str] = required(Text)
+    status: Mapped[str] = required(Text)  # "ok" | "stale"
+    error: Mapped[str | None] = optional(Text)
+    refused_sha256: Mapped[str | None] = optional(Text)
+    file_identity: Mapped[str] = required(Text)  # JSON [dev, ino, size_bytes, mtime_ns, ctime_ns]
 
 
 class VenueQuantilesRow(Row):
     """One table of thresholds, never overwritten. `symbols` is JSON {symbol: [medium, large]}, in quote notional."""
 
     __tablename__ = "venue_quantiles"
-    __table_args__ = NEVER_REUSE_IDS
+    __table_args__ = (NEVER_REUSE_IDS,)
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    venue: Mapped[str] = mapped_column(Text, index=True)
-    sha256: Mapped[str] = mapped_column(Text)
-    since: Mapped[str] = mapped_column(Text)
-    symbols: Mapped[str] = mapped_column(Text)
+    id: Mapped[int] = required(Integer, primary_key=True)
+    venue: Mapped[str] = required(Text, index=True)
+    sha256: Mapped[str] = required(Text)
+    since: Mapped[str] = required(Text)
+    symbols: Mapped[str] = required(Text)
 
 
 class AuditRow(Row):
     """One row for each change, written in the change's own transaction; order is by id, not by time."""
 
     __tablename__ = "audit"
-    __table_args__ = NEVER_REUSE_IDS
+    __table_args__ = (NEVER_REUSE_IDS,)
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    at: Mapped[str] = mapped_column(Text)
-    actor: Mapped[str] = mapped_column(Text)
-    action: Mapped[str] = mapped_column(Text)  # "model.registered", "venue.set", …
-    target: Mapped[str] = mapped_column(Text)
-    detail: Mapped[str] = mapped_column(Text)  # JSON object
-    request_id: Mapped[str | None] = mapped_column(Text)
+    id: Mapped[int] = required(Integer, primary_key=True)
+    at: Mapped[str] = required(Text)
+    actor: Mapped[str] = required(Text)
+    action: Mapped[str] = required(Text)  # "model.registered", "venue.set", …
+    target: Mapped[str] = required(Text)
+    detail: Mapped[str] = required(Text)  # JSON object
+    request_id: Mapped[str | None] = optional(Text)
 
 
 class LeaseRow(Row):
@@ -241,7 +278,9 @@ class LeaseRow(Row):
 
     __tablename__ = "leases"
 
-    name: Mapped[str] = mapped_column(Text, primary_key=True)
-    holder: Mapped[str] = mapped_column(Text)
-    epoch: Mapped[int]
-    expires_at: Mapped[float]  # seconds of CLOCK_BOOTTIME-like monotonic clock shared by processes of one machine
+    name: Mapped[str] = required(Text, primary_key=True)
+    holder: Mapped[str] = required(Text)
+    epoch: Mapped[int] = required(Integer)
+    expires_at: Mapped[float] = required(
+        Double
+    )  # seconds of CLOCK_BOOTTIME-like monotonic clock shared by processes of one machine
