@@ -41,6 +41,7 @@ _METRIC_HOLDERS = (
 )
 _METRIC_NAMES = ("ic", "rank_ic", "icir", "rmse", "mse", "mae", "r2", "hit_rate", "accuracy", "auc", "logloss", "precision",
                  "recall", "f1", "sharpe", "residual_std", "kendall_tau", "spearman", "pearson")  # fmt: skip
+_MAX_COUNT = 1 << 53  # beyond it a float is no count, and SQLite and JSON readers hold no more exactly
 _COLUMNS = ("factors", "factor_names", "columns", "features", "feature_names", "feature_list", "factor_list")
 
 
@@ -115,7 +116,9 @@ def _is_number(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and value == int(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 0 <= value <= _MAX_COUNT and value == int(value)
 
 
 def _is_text(value: object) -> bool:
