@@ -1,0 +1,278 @@
+"""Starting, stopping and killing: one server a data directory, clean ends, and several workers that act as one."""
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+TAKEOVER_TIMEOUT_S = 40.0
+"""A lease lives for 15 s and is looked at every 5 s."""
+
+
+def children(pid: int) -> set[int]:
+    """The ids of its worker processes; the guarded processes of a worker are not among them."""
+    done = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return {int(line.split()[0]) for line in done.stdout.splitlines() if "mmserver.cli.worker" in line}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is not just waiting to be buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ask(server: Any, path: str) -> httpx.Response:
+    """One GET over a connection of its own, so that any worker may answer it."""
+    return httpx.get(f"{server.url}{path}", trust_env=False, timeout=30)
+
+
+# --- one server -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_server_on_the_same_data_directory_ends_with_3_and_says_why(servers: Any, tmp_path: Path) -> None:
+    first = servers.start(data_dir=tmp_path / "state")
+    begun = time.monotonic()
+    second = servers.start(data_dir=tmp_path / "state", wait=False)
+    assert second.process.wait(20) == 3
+    assert time.monotonic() - begun < 5  # of which the interpreter's imports are most
+    assert f"another mmserver is using {tmp_path / 'state'}" in second.log
+    assert "serving on" not in second.log
+    assert first.client.get("/readyz").status_code == 200
+
+
+def test_a_port_that_is_taken_ends_the_start_with_2_and_is_named(servers: Any, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = servers.start("--port", str(port), wait=False)
+        assert server.process.wait(20) == 2
+        assert f"--port {port}" in server.log
+    assert not (tmp_path / "data 0/state.db").exists()
+
+
+def test_sigterm_answers_what_was_accepted_and_ends_with_0(servers: Any, artifacts: Any, tmp_path: Path) -> None:
+    """Eight clients ask without a pause; each answer is whole, and only a connection that asked too late is refused."""
+    artifacts.write(tmp_path / "artifacts", "BTCUSDT_mid_chg_1m")
+    server = servers.start()
+    server.register("alpha", tmp_path / "artifacts")
+    url = f"{server.url}/api/models/alpha/model/BTCUSDT"
+    outcomes: list[str] = []
+    counted = threading.Semaphore(0)
+
+    def ask_until_refused() -> None:
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            while True:
+                try:
+                    with client.stream("GET", url) as answer:
+                        answer.read()
+                    outcomes.append(str(answer.status_code))
+                    counted.release()
+                except httpx.ConnectError:
+                    return
+                except httpx.HTTPError as error:
+                    outcomes.append(f"{type(error).__name__}: {error}")
+                    return
+
+    clients = [threading.Thread(target=ask_until_refused) for _ in range(8)]
+    for client in clients:
+        client.start()
+    for _ in range(100):
+        counted.acquire(timeout=30)
+    assert server.stop() == 0
+    for client in clients:
+        client.join(30)
+    # A request that meets the closing of its idle connection, or waits unseen behind the closed door, was never accepted.
+    unanswered = [outcome for outcome in outcomes if outcome != "200"]
+    assert len(unanswered) <= len(clients)
+    assert all(outcome.startswith(("ReadError", "RemoteProtocolError", "WriteError")) for outcome in unanswered), (
+        unanswered
+    )
+
+
+def test_sigterm_answers_a_request_that_is_being_worked_on(servers: Any, artifacts: Any, tmp_path: Path) -> None:
+    for index in range(40):
+        artifacts.write(tmp_path / "artifacts", f"C{index:02}USDT_mid_chg_1m", index % 3)
+    server = servers.start()
+    answers: list[int] = []
+    client = threading.Thread(
+        target=lambda: answers.append(server.register("alpha", tmp_path / "artifacts")["group_count"])
+    )
+    client.start()
+    until_reserved = time.monotonic() + 20
+    while not server.query("SELECT 1 FROM models") and time.monotonic() < until_reserved:
+        time.sleep(0.01)
+    assert server.stop() == 0
+    client.join(30)
+    assert answers == [40]
+
+
+def test_sigterm_answers_clients_that_wait_for_a_change(servers: Any, artifacts: Any, tmp_path: Path) -> None:
+    artifacts.write(tmp_path / "artifacts", "BTCUSDT_mid_chg_1m")
+    server = servers.start()
+    server.register("alpha", tmp_path / "artifacts")
+    url = f"{server.url}/api/models/alpha/model/BTCUSDT"
+    etag = server.client.get(url).headers["ETag"]
+    statuses: list[int] = []
+
+    def wait() -> None:
+        answer = httpx.get(url, params={"wait": 60, "etag": etag}, timeout=90, trust_env=False)
+        statuses.append(answer.status_code)
+
+    clients = [threading.Thread(target=wait) for _ in range(12)]
+    for client in clients:
+        client.start()
+    connected = f":{server.port:04X}"
+    deadline = time.monotonic() + 20
+    while Path("/proc/net/tcp").read_text().count(f"0100007F{connected} ") < 13 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    begun = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - begun < 8
+    for client in clients:
+        client.join(30)
+    assert statuses == [304] * 12
+
+
+def test_an_idle_connection_does_not_hold_up_the_end(servers: Any) -> None:
+    server = servers.start()
+    with socket.create_connection(("127.0.0.1", server.port)):
+        begun = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_it_as_sigterm_does(servers: Any, workers: str) -> None:
+    server = servers.start("--workers", workers)
+    os.killpg(server.process.pid, signal.SIGINT)
+    assert server.process.wait(20) == 0
+
+
+def test_the_sandbox_level_that_is_required_must_be_there_before_anybody_is_answered(servers: Any) -> None:
+    """A call filter above the server refuses it the filter that it wants to put under its own children."""
+    server = servers.start(MMSERVER_REQUIRE_SANDBOX="partial", wait=False)
+    reached = server.process.poll() is None
+    assert reached or "MMSERVER_REQUIRE_SANDBOX" in server.log
+
+
+# --- several workers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(servers: Any, artifacts: Any, tmp_path: Path, until: Callable[..., Any]) -> Any:
+    """A server with two workers, both of which answer, and one model."""
+    server = servers.start("--workers", "2", data_dir=tmp_path / "state")
+    until(lambda: len(children(server.process.pid)) == 2, "two workers")
+    artifacts.write(tmp_path / "artifacts", "BTCUSDT_mid_chg_1m", 0)
+    server.register("alpha", tmp_path / "artifacts")
+    return server
+
+
+def watcher(server: Any) -> int | None:
+    """The worker that holds the lease."""
+    rows = server.query("SELECT holder FROM leases WHERE expires_at > 0")
+    return int(rows[0][0].removeprefix("pid ")) if rows else None
+
+
+def owners(server: Any, pids: set[int], n_connections: int = 30) -> set[int]:
+    """Which workers answer, seen by who owns the other end of many connections."""
+    found = set()
+    for _ in range(n_connections):
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            assert client.get(f"{server.url}/livez").status_code == 200
+            for pid in pids:
+                if any("socket:" in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")):
+                    found.add(pid)
+    return found
+
+
+def test_a_change_made_through_one_worker_is_seen_by_the_other_within_a_second(
+    pair: Any, artifacts: Any, tmp_path: Path
+) -> None:
+    artifacts.write(tmp_path / "more", "ETHUSDT_mid_chg_1m", 1)
+    for round_ in range(5):
+        name = f"beta-{round_}"
+        pair.register(name, tmp_path / "more")
+        committed_at = time.monotonic()
+        missed_at = committed_at
+        while time.monotonic() - committed_at < 1.5:
+            if ask(pair, f"/api/models/{name}").status_code == 404:
+                missed_at = time.monotonic()
+        assert missed_at - committed_at < 1
+
+
+def test_a_worker_that_is_killed_is_replaced_and_nobody_is_refused_for_long(
+    pair: Any, until: Callable[..., Any]
+) -> None:
+    before = children(pair.process.pid)
+    victim = min(before)
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: len(children(pair.process.pid) - {victim}) == 2, "another worker")
+    for _ in range(20):
+        assert ask(pair, "/api/models/alpha/model/BTCUSDT").status_code == 200
+    assert f"worker {victim} ended with -9" in pair.log
+
+
+def test_when_the_worker_that_watches_is_killed_another_takes_over(
+    pair: Any, artifacts: Any, tmp_path: Path, until: Callable[..., Any]
+) -> None:
+    holder = until(lambda: watcher(pair), "somebody watches")
+    assert holder in children(pair.process.pid)
+    os.kill(holder, signal.SIGKILL)
+    artifacts.write(tmp_path / "artifacts", "ETHUSDT_mid_chg_1m", 1)
+    until(
+        lambda: ask(pair, "/api/models/alpha/model/ETHUSDT").status_code == 200,
+        "the other worker watches",
+        TAKEOVER_TIMEOUT_S,
+    )
+    assert watcher(pair) != holder
+    assert pair.stop() == 0
+
+
+def test_when_the_supervisor_is_killed_its_workers_end(pair: Any, servers: Any, tmp_path: Path, until: Any) -> None:
+    workers = children(pair.process.pid)
+    pair.kill()
+    until(lambda: not any(is_alive(pid) for pid in workers), "both workers end", 15)
+    again = servers.start(data_dir=tmp_path / "state")
+    assert again.get("/api/models/alpha/model/BTCUSDT")["model_name"] == "alpha"
+
+
+def test_all_workers_end_with_their_supervisor_and_nothing_is_logged_as_an_error(pair: Any, until: Any) -> None:
+    workers = children(pair.process.pid)
+    assert pair.stop() == 0
+    assert not any(is_alive(pid) for pid in workers)
+    assert " ERROR " not in pair.log
+    assert "Fatal" not in pair.log
+
+
+def test_what_a_killed_registration_left_is_cleared_by_the_next_start_with_workers(
+    servers: Any, artifacts: Any, tmp_path: Path, until: Callable[..., Any]
+) -> None:
+    for index in range(60):
+        artifacts.write(tmp_path / "artifacts", f"C{index:02}USDT_mid_chg_1m")
+    server = servers.start(data_dir=tmp_path / "state")
+    body = {"model_name": "alpha", "root_path": str(tmp_path / "artifacts")}
+
+    def post() -> None:
+        try:
+            httpx.post(f"{server.url}/api/models", json=body, timeout=60, trust_env=False)
+        except httpx.HTTPError:
+            return
+
+    client = threading.Thread(target=post)
+    client.start()
+    until(lambda: server.query("SELECT 1 FROM models"), "the name is reserved")
+    server.kill()
+    client.join(30)
+    assert server.query("SELECT count(*) FROM versions") == [(0,)]
+    again = servers.start("--workers", "2", data_dir=tmp_path / "state")
+    assert again.register("alpha", tmp_path / "artifacts")["group_count"] == 60
