@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,14 +126,21 @@ class Servers:
         self._directory = directory
         self._started: list[Server] = []
 
-    def start(self, *flags: str | Path, data_dir: Path | None = None, wait: bool = True, **environ: str) -> Server:
-        """`mmserver serve`, on a free port; with `wait=False` it may as well fail."""
+    def start(
+        self,
+        *flags: str | Path,
+        data_dir: Path | None = None,
+        wait: bool = True,
+        before: Sequence[str] = (),
+        **environ: str,
+    ) -> Server:
+        """`mmserver serve`, on a free port; with `wait=False` it may as well fail. `before` is a command that runs it."""
         data_dir = data_dir or self._directory / f"data {len(self._started)}"
         log_path = self._directory / f"server-{len(self._started)}.log"
         arguments = ["serve", "--host", "127.0.0.1", "--port", "0", "--data-dir", data_dir, *flags]
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [COMMAND, *map(str, arguments)],
+                [*before, COMMAND, *map(str, arguments)],
                 cwd=self._directory,
                 env=environment(**{**FAST, **environ}),
                 stdin=subprocess.DEVNULL,
