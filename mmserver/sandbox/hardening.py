@@ -36,7 +36,7 @@ class StepUnavailableError(Exception):
 class Hardener:
     """The hardening of one job's child: `steps` after `harden` says what each step came to.
 
-    It is made in the zygote, so that the C library is open already; everything else happens in the child.
+    It is made in the zygote, so that the C library is open already; all but the namespaces happens in the child.
     """
 
     def __init__(self, limits: JobLimits) -> None:
@@ -45,6 +45,14 @@ class Hardener:
         self._mapped_bytes = _mapped_bytes()
         self.steps: dict[str, str] = {}
 
+    def leave_namespaces(self) -> None:
+        """Done once by the zygote, which needs neither network nor mounts any more; its children are born outside.
+
+        Making and tearing down a network namespace for every job would cost as much as the job.
+        """
+        as_root = os.geteuid() == 0
+        self._take("namespaces", self._root_leaves_namespaces if as_root else self._user_leaves_namespaces)
+
     def harden(self, zygote_pid: int) -> None:
         """Give up everything but computing, reading and writing what is open.
 
@@ -52,7 +60,6 @@ class Hardener:
         """
         as_root = os.geteuid() == 0
         self._take("rlimits", self._limit_resources)
-        self._take("namespaces", self._root_leaves_namespaces if as_root else self._user_leaves_namespaces)
         if as_root:
             self._take("unprivileged", self._become_nobody)
         self._take("no_capabilities", self._drop_capabilities)

@@ -61,8 +61,12 @@ def main() -> None:
             return
         setup = msgspec.json.decode(block, type=frames.Setup)
         handlers, problem = _load(setup)
+        # A child opens no file, so what Python would import on first use must be here.
+        for encoding in _ENCODINGS:
+            codecs.lookup(encoding)
         if problem is None:
             hardener = Hardener(setup.limits)
+            hardener.leave_namespaces()
             set_not_dumpable()
         ready = frames.Ready(problem=problem or "", n_threads=_n_threads())
         frames.send_block(control, msgspec.json.encode(ready), time.monotonic() + SETUP_LIMIT_S)
@@ -70,9 +74,6 @@ def main() -> None:
             return
         control.settimeout(None)
         signal.alarm(0)
-        # A child opens no file, so what Python would import on first use must be here.
-        for encoding in _ENCODINGS:
-            codecs.lookup(encoding)
         gc.collect()
         gc.freeze()
         _Zygote(control, null, handlers, hardener).serve()
