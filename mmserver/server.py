@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import select
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from mmserver.storage.data_dir import DataDir
 from mmserver.web.payloads import is_quick
 
 GRACE_S = 10.0
+DOOR_S = 1.0  # clients that reconnect at once would keep it open for good
 LOOP_S = 0.5
 RESTART_PAUSE_S = 1.0
 MAX_IN_MEMORY_BYTES = 256 << 20
@@ -191,9 +193,10 @@ def _drain(server: TcpWSGIServer, turn: Callable[[float], None]) -> None:
     The server's trigger stays open until the end: its threads say by it that an answer is ready.
     """
     deadline = time.monotonic() + GRACE_S
-    n_known = -1
-    while len(server.active_channels) != n_known and time.monotonic() < deadline:
-        n_known = len(server.active_channels)
+    door = select.poll()
+    door.register(server.socket, select.POLLIN)
+    door_closes_at = time.monotonic() + DOOR_S
+    while door.poll(0) and time.monotonic() < door_closes_at:
         turn(0)
     wasyncore.dispatcher.close(server)
     turn(0)
