@@ -21,6 +21,7 @@ from mmserver.sandbox.limits import JobLimits
 from mmserver.sandbox.pool import Sandbox
 from mmserver.settings import Settings
 from mmserver.storage.audit import AuditEntry, list_audit
+from mmserver.storage.data_dir import DataDir
 from mmserver.storage.database import open_database
 from mmserver.storage.schema import create_database
 
@@ -167,7 +168,7 @@ class StoreFactory:
     opened: list[Store] = field(default_factory=list)
 
     def __call__(self, *, calendar: Calendar | None = None, sandbox: Sandbox | None = None, **settings: Any) -> Store:
-        path = self.data_dir / "mmserver.db"
+        path = DataDir(self.data_dir).database_path
         if not path.exists():
             self.data_dir.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.template, path)
