@@ -79,7 +79,7 @@ class Jobs:
         scheduler = SteadyScheduler()
         scheduler.every("follow", FOLLOW_INTERVAL_S, self._contained("follow", self._follow))
         if self._lease is not None:
-            self._renew()
+            self._contained("lease", self._renew)()
             scheduler.every("lease", LEASE_INTERVAL_S, self._contained("lease", self._renew))
         if not self._store.read_only:
             if settings.watch_enabled:
