@@ -170,6 +170,8 @@ def _channel_class(stopping: threading.Event) -> type[HTTPChannel]:
     """
 
     class Task(WSGITask):  # type: ignore[misc]
+        close_on_finish: bool
+
         def build_response_header(self) -> bytes:
             if stopping.is_set():
                 self.set_close_on_finish()

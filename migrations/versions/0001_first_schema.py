@@ -177,6 +177,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("model_id", "path", name=op.f("pk_watched_files")),
     )
+    op.create_index("ix_watched_files_group", "watched_files", ["model_id", "group_key"], unique=False)
     op.create_table(
         "group_files",
         sa.Column("group_id", sa.Integer(), nullable=False),
@@ -205,6 +206,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_memberships")),
     )
     op.create_index("ix_memberships_group", "memberships", ["group_id"], unique=False)
+    op.create_index("ix_memberships_model_first", "memberships", ["model_id", "first_seq"], unique=False)
     op.create_index("ix_memberships_model_last", "memberships", ["model_id", "last_seq"], unique=False)
     op.create_table(
         "servings",

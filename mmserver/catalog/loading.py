@@ -64,12 +64,13 @@ def load_model(connection: Connection, row: Row[Any], previous: Model | None) ->
 
 
 def load_version(connection: Connection, model_name: str, version_id: int, near: Version | None = None) -> Version:
-    """One version with all its groups; groups that `near` has too are taken from it."""
+    """One version with all its groups; what `near`, another version of the model, has too is taken from it."""
     row = connection.execute(select(VersionRow.__table__).where(VersionRow.id == version_id)).one()
-    ids = group_ids(connection, row.model_id, row.seq)
-    known = {group.id: group for group in near.groups.values()} if near else {}
-    known.update(load_groups(connection, [group_id for group_id in ids if group_id not in known]))
-    groups = {group.group_key: group for group in sorted((known[i] for i in ids), key=lambda group: group.group_key)}
+    if near is not None and near.seq <= row.seq:
+        groups, group_keys = _groups_after(connection, row.model_id, near, row.seq)
+    else:
+        groups = _all_groups(connection, row.model_id, row.seq, near)
+        group_keys = group_keys_by_symbol(groups.values())
     return Version(
         id=row.id,
         model_name=model_name,
@@ -79,9 +80,72 @@ def load_version(connection: Connection, model_name: str, version_id: int, near:
         created_at=datetime_from_text(row.created_at),
         reason=row.reason,
         groups=MappingProxyType(groups),
-        group_keys_by_symbol=MappingProxyType(group_keys_by_symbol(groups.values())),
+        group_keys_by_symbol=MappingProxyType(group_keys),
         factors=union_of_factors(groups.values()),
     )
+
+
+def changed_groups(
+    before: Mapping[str, Group], removed: Iterable[str], changed: Mapping[str, Group]
+) -> dict[str, Group]:
+    """The groups after a change, by group key, in sorted order."""
+    groups = dict(before)
+    for key in removed:
+        groups.pop(key, None)
+    is_new = not groups.keys() >= changed.keys()
+    groups.update(changed)
+    return dict(sorted(groups.items())) if is_new else groups
+
+
+def changed_group_keys(
+    version: Version, removed: Iterable[str], changed: Mapping[str, Group]
+) -> dict[str, tuple[str, ...]]:
+    """`group_keys_by_symbol` after a change, without looking at the groups that stay."""
+    by_symbol = dict(version.group_keys_by_symbol)
+    for key in (*removed, *changed):
+        if (before := version.groups.get(key)) is not None:
+            symbol = comparable_symbol(before.symbol)
+            by_symbol[symbol] = tuple(other for other in by_symbol[symbol] if other != key)
+            if not by_symbol[symbol]:
+                del by_symbol[symbol]
+    for key, group in changed.items():
+        symbol = comparable_symbol(group.symbol)
+        by_symbol[symbol] = tuple(sorted((*by_symbol.get(symbol, ()), key)))
+    return by_symbol
+
+
+def _groups_after(
+    connection: Connection, model_id: int, near: Version, seq: int
+) -> tuple[dict[str, Group], dict[str, tuple[str, ...]]]:
+    """The groups of a later version, reading only what came and went since `near`."""
+    came = connection.execute(
+        select(MembershipRow.group_id).where(
+            MembershipRow.model_id == model_id,
+            MembershipRow.first_seq > near.seq,
+            MembershipRow.first_seq <= seq,
+            or_(MembershipRow.last_seq.is_(None), MembershipRow.last_seq >= seq),
+        )
+    ).scalars().all()  # fmt: skip
+    went = connection.execute(
+        select(GroupRow.group_key)
+        .join(MembershipRow, MembershipRow.group_id == GroupRow.id)
+        .where(
+            MembershipRow.model_id == model_id,
+            MembershipRow.first_seq <= near.seq,
+            MembershipRow.last_seq >= near.seq,
+            MembershipRow.last_seq < seq,
+        )
+    ).scalars().all()  # fmt: skip
+    changed = {group.group_key: group for group in load_groups(connection, came).values()}
+    removed = [key for key in went if key not in changed]
+    return changed_groups(near.groups, removed, changed), changed_group_keys(near, removed, changed)
+
+
+def _all_groups(connection: Connection, model_id: int, seq: int, near: Version | None) -> dict[str, Group]:
+    ids = group_ids(connection, model_id, seq)
+    known = {group.id: group for group in near.groups.values()} if near else {}
+    known.update(load_groups(connection, [group_id for group_id in ids if group_id not in known]))
+    return {group.group_key: group for group in sorted((known[i] for i in ids), key=lambda group: group.group_key)}
 
 
 def group_ids(connection: Connection, model_id: int, seq: int) -> Sequence[int]:

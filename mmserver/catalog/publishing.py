@@ -13,7 +13,13 @@ from sqlalchemy.dialects.sqlite import insert as insert_or
 from mmserver.catalog.catalog import Version
 from mmserver.catalog.history import append_serving
 from mmserver.catalog.ingest import INGEST_REVISION, IngestedGroup
-from mmserver.catalog.loading import group_keys_by_symbol, load_groups, union_of_factors
+from mmserver.catalog.loading import (
+    changed_group_keys,
+    changed_groups,
+    group_keys_by_symbol,
+    load_groups,
+    union_of_factors,
+)
 from mmserver.errors import AmbiguousSymbols, ModelChanged
 from mmserver.storage.blobs import put_blob, put_encoded_blob
 from mmserver.storage.tables import (
@@ -112,12 +118,13 @@ def publish_version(
     changed = {key: group_id for key, group_id in ids.items() if before.get(key) != group_id}
     if not changed and not removed_keys:
         return None
-    groups = dict(base.groups) if base else {}
-    for key in removed_keys:
-        del groups[key]
-    new_groups = load_groups(connection, list(changed.values()))
-    groups.update((key, new_groups[group_id]) for key, group_id in changed.items())
-    _check_symbols(group_keys_by_symbol(groups.values()))
+    loaded = load_groups(connection, list(changed.values()))
+    new = {key: loaded[group_id] for key, group_id in changed.items()}
+    groups = changed_groups(base.groups if base else {}, removed_keys, new)
+    if base is not None:
+        _check_symbols(changed_group_keys(base, removed_keys, new))
+    else:
+        _check_symbols(group_keys_by_symbol(groups.values()))
     label = _free_label(connection, model_id, now)
     published_added = tuple(sorted(key for key in changed if key not in before))
     published_updated = tuple(sorted(key for key in changed if key in before))

@@ -174,6 +174,7 @@ class MembershipRow(Row):
 
     __tablename__ = "memberships"
     __table_args__ = (
+        Index("ix_memberships_model_first", "model_id", "first_seq"),
         Index("ix_memberships_model_last", "model_id", "last_seq"),
         Index("ix_memberships_group", "group_id"),
     )
@@ -202,6 +203,7 @@ class WatchedFileRow(Row):
     """The identity that a loaded file had when it was read, so that a restart reads only what changed since."""
 
     __tablename__ = "watched_files"
+    __table_args__ = (Index("ix_watched_files_group", "model_id", "group_key"),)
 
     model_id: Mapped[int] = required(Integer, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True)
     path: Mapped[str] = required(Text, primary_key=True)  # relative to the root

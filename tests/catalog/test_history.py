@@ -57,7 +57,8 @@ def test_references(history: Any) -> None:
     assert resolve_version(history.store, "alpha") is serving
     assert resolve_version(history.store, "alpha", "latest") is serving
     assert resolve_version(history.store, "alpha", history.labels[0]).label == history.labels[0]
-    for wrong in ("", "20000101_000000", "production", "%", history.labels[0][:-1] + "_"):
+    assert resolve_version(history.store, "alpha", "production") is serving
+    for wrong in ("", "20000101_000000", "%", history.labels[0][:-1] + "_"):
         with pytest.raises(VersionNotFound):
             resolve_version(history.store, "alpha", wrong)
     with pytest.raises(ModelNotFound):
