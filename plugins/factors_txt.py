@@ -9,7 +9,7 @@ def parse_factors(artifact: Artifact) -> FactorList:
     Raises:
         Undecodable: not UTF-8, no names, an empty line between names, or a name twice.
     """
-    lines = artifact.data.decode("utf-8").splitlines()
+    lines = artifact.data.decode("utf-8").removeprefix("\ufeff").split("\n")
     names = [line.strip() for line in lines]
     while names and not names[-1]:
         names.pop()

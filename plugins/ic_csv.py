@@ -22,7 +22,7 @@ def parse_ic(artifact: Artifact) -> IcTable:
     columns = tuple(name.strip() for name in rows[0])
     by_lower = {name.lower(): index for index, name in reversed(list(enumerate(columns)))}
     factor_at = next((by_lower[name] for name in FACTOR_COLUMNS if name in by_lower), 0)
-    columns = tuple(name or "factor" for name in columns)
+    columns = tuple(name or ("factor" if at == factor_at else "index") for at, name in enumerate(columns))
     if len(set(columns)) < len(columns):
         raise Undecodable("malformed", "two columns have one name")
     for number, row in enumerate(rows[1:], start=2):
@@ -42,6 +42,8 @@ def _scalar(cell: str) -> Scalar:
     text = cell.strip()
     if not text:
         return None
+    if "_" in text:  # float() would read 1_000 as a number
+        return text
     try:
         number = float(text)
     except ValueError:

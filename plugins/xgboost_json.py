@@ -41,10 +41,14 @@ class XgboostPredictor:
         self._booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(model.content))
         self._missing = np.float32(model.missing) if model.missing is not None else None
         self.n_features = model.n_features
+        self._n_outputs = model.n_outputs
         self.size_bytes = 3 * len(model.content)
 
     def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
         """`margin`: the leaves' sums; `prediction`: values, or the probabilities of the classes (of the second, for two)."""
+        if len(rows) == 0:
+            nothing = np.empty((0, self._n_outputs), dtype=np.float32)
+            return {"margin": nothing, "prediction": nothing}
         if self._missing is not None:
             rows = np.where(rows == self._missing, np.float32(np.nan), rows)
         margin = self._booster.inplace_predict(rows, predict_type="margin", validate_features=False)
