@@ -43,13 +43,11 @@ def test_plugins_are_listed_and_one_that_does_not_work_is_code_1(mmserver: Run, 
     assert {"factors_txt", "ic_csv", "xgboost_json", "pkl"} <= {row["name"] for row in built_in}
     assert all(row["hooks"] and row["error"] is None for row in built_in)
     (tmp_path / "more").mkdir()
-    (tmp_path / "more/misspelt.py").write_text(
-        "from mmserver import hookimpl\n\n\n@hookimpl\ndef mmserver_artefact_formats():\n    return []\n"
-    )
+    (tmp_path / "more/torn.py").write_text("def")
     found = mmserver("plugins", "--plugins-dir", "more", "--json", code=1)
     (row,) = [row for row in json.loads(found.stdout)["items"] if row["error"]]
-    assert row["name"] == "misspelt"
-    assert "mmserver_artefact_formats" in row["error"]
+    assert row["name"] == "torn"
+    assert "SyntaxError" in row["error"]
 
 
 @pytest.mark.parametrize(
@@ -73,8 +71,15 @@ def test_what_keeps_a_server_from_starting_is_one_line_and_a_code(
     assert "serving on" not in refused.stderr
 
 
-def test_a_plugin_that_cannot_be_used_stops_the_start_and_is_named(mmserver: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command", [("plugins",), ("serve", "--port", "0"), ("models", "add", "alpha", ".")], ids=" ".join
+)
+def test_a_misspelt_hook_stops_every_command_and_is_named(
+    mmserver: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
     (tmp_path / "more").mkdir()
-    (tmp_path / "more/torn.py").write_text("def")
-    refused = mmserver("serve", "--port", "0", "--plugins-dir", "more", code=2)
-    assert "plugin torn" in refused.stderr
+    (tmp_path / "more/misspelt.py").write_text(
+        "from mmserver import hookimpl\n\n\n@hookimpl\ndef mmserver_artefact_formats():\n    return []\n"
+    )
+    refused = mmserver(*command, "--plugins-dir", "more", code=2)
+    assert "plugin misspelt: unknown hook 'mmserver_artefact_formats'" in refused.stderr
