@@ -52,7 +52,7 @@ e2e() {
     if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null; then
         echo "e2e: no Chromium here (apt-get install chromium): tests that need a browser are skipped"
     fi
-    run "$bin/python" -m pytest -q -rs -m e2e "$@"
+    run "$bin/python" -m pytest -q -rs -m e2e -n 2 --dist loadfile "$@"
 }
 
 bench() {

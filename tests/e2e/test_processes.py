@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -20,8 +19,15 @@ TAKEOVER_TIMEOUT_S = 40.0
 
 def children(pid: int) -> set[int]:
     """The ids of its worker processes; the guarded processes of a worker are not among them."""
-    done = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return {int(line.split()[0]) for line in done.stdout.splitlines() if "mmserver.cli.worker" in line}
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"mmserver.cli.worker" in (entry / "cmdline").read_bytes():
+                found.add(int(entry.name))
+        except OSError:
+            continue  # it has ended since
+    return found
 
 
 def is_alive(pid: int) -> bool:
