@@ -117,11 +117,11 @@ def _measure(
 
 def _parse_one(store: Any, root: Path) -> None:
     """Read one group's files and have them parsed as a refresh does."""
-    from mmserver.catalog.ingest import INGEST_GROUP, IngestRequest, SourceFile
+    from mmserver.catalog.ingest import INGEST_GROUPS, IngestRequest, SourceFile
 
     names = [f"{KEY}{suffix}" for suffix in ("_factors.txt", "_ic.csv", "_info.pkl", "_model.pkl")]
     files = tuple(SourceFile(name, (root / name).read_bytes()) for name in names)
-    store.sandbox.run(INGEST_GROUP, msgspec.msgpack.encode(IngestRequest(KEY, files)))
+    store.sandbox.run(INGEST_GROUPS, msgspec.msgpack.encode([IngestRequest(KEY, files)]))
 
 
 def _timed(call: Any) -> float:

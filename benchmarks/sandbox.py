@@ -14,7 +14,7 @@ import msgspec
 
 from benchmarks.generate import generate
 from benchmarks.measuring import machine, median, percentile, print_table
-from mmserver.catalog.ingest import INGEST_GROUP, IngestRequest, SourceFile, ingest_group
+from mmserver.catalog.ingest import INGEST_GROUPS, IngestRequest, SourceFile, ingest_group
 from mmserver.plugin_loading import load_plugins
 from mmserver.sandbox.pool import Sandbox
 
@@ -36,9 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
         plugins = load_plugins()
         for kind in ("tiny", "daily_5d"):
             request = _request(kind)
-            encoded = msgspec.msgpack.encode(request)
+            encoded = msgspec.msgpack.encode([request])
             in_process = partial(ingest_group, request, plugins)
-            here, there = _interleaved(in_process, partial(sandbox.run, INGEST_GROUP, encoded), n_jobs)
+            here, there = _interleaved(in_process, partial(sandbox.run, INGEST_GROUPS, encoded), n_jobs)
             added_s = median(there) - median(here)
             for name, times in (("in this process", here), ("in the worker", there)):
                 rows.append((f"{kind}, {name}", median(times) * 1e3, percentile(times, 0.99) * 1e3))

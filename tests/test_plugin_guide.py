@@ -19,7 +19,7 @@ import pytest
 import mmserver
 from mmserver import hookspecs
 from mmserver.app import RUNTIME_KEY, create_app
-from mmserver.catalog.ingest import INGEST_GROUP, IngestedGroup, IngestRequest, SourceFile, ingest_group
+from mmserver.catalog.ingest import INGEST_GROUPS, IngestOutcome, IngestRequest, SourceFile, ingest_group
 from mmserver.errors import ArtifactInvalid
 from mmserver.plugin_loading import load_plugins
 from mmserver.sandbox.pool import Sandbox
@@ -143,11 +143,12 @@ def test_the_guarded_worker_reads_the_example_s_files(plugins_dir: Path) -> None
     options = {"plugins_dir": str(plugins_dir)}
     sandbox = Sandbox("mmserver.catalog.ingest:handlers", options, n_workers=1)
     try:
-        request = msgspec.msgpack.encode(IngestRequest("SOLUSDT_ret_5d", (linear_file(),)))
-        group = msgspec.msgpack.decode(sandbox.run(INGEST_GROUP, request), type=IngestedGroup)
+        request = msgspec.msgpack.encode([IngestRequest("SOLUSDT_ret_5d", (linear_file(),))])
+        (outcome,) = msgspec.msgpack.decode(sandbox.run(INGEST_GROUPS, request), type=list[IngestOutcome])
     finally:
         sandbox.close()
-    assert group.factors == ("mom_1d", "vol_5d")
+    assert outcome.group is not None
+    assert outcome.group.factors == ("mom_1d", "vol_5d")
 
 
 def test_a_linear_model_whose_factors_are_in_another_order_is_refused(plugins_dir: Path) -> None:

@@ -34,7 +34,7 @@ from mmserver.plugin_loading import Plugins, load_plugins
 INGEST_REVISION = 1
 """Part of every group's identity: raise it when the same files must be read again because this module changed."""
 
-INGEST_GROUP = "ingest_group"
+INGEST_GROUPS = "ingest_groups"
 INGEST_QUANTILES = "ingest_quantiles"
 
 ParsedT = TypeVar("ParsedT")
@@ -93,6 +93,21 @@ class GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
     model: dict[str, Any] | None
 
 
+class IngestError(msgspec.Struct, frozen=True):
+    """Why a group cannot be used: the values of an ArtifactInvalid."""
+
+    file: str
+    reason: str
+    detail: str
+
+
+class IngestOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one group: one of the two."""
+
+    group: IngestedGroup | None = None
+    error: IngestError | None = None
+
+
 def handlers(options: dict[str, Any]) -> Mapping[str, Callable[[bytes], bytes]]:
     """The worker's jobs, MessagePack in and out; `options` may name a `plugins_dir`.
 
@@ -103,13 +118,26 @@ def handlers(options: dict[str, Any]) -> Mapping[str, Callable[[bytes], bytes]]:
     plugins_dir = options.get("plugins_dir")
     plugins = load_plugins(Path(plugins_dir) if plugins_dir else None)
 
-    def run_ingest_group(request: bytes) -> bytes:
-        return msgspec.msgpack.encode(ingest_group(msgspec.msgpack.decode(request, type=IngestRequest), plugins))
+    def run_ingest_groups(request: bytes) -> bytes:
+        requests = msgspec.msgpack.decode(request, type=list[IngestRequest])
+        return msgspec.msgpack.encode([ingest_outcome(one, plugins) for one in requests])
 
     def run_ingest_quantiles(request: bytes) -> bytes:
         return msgspec.msgpack.encode(ingest_quantiles(msgspec.msgpack.decode(request, type=SourceFile), plugins))
 
-    return {INGEST_GROUP: run_ingest_group, INGEST_QUANTILES: run_ingest_quantiles}
+    return {INGEST_GROUPS: run_ingest_groups, INGEST_QUANTILES: run_ingest_quantiles}
+
+
+def ingest_outcome(request: IngestRequest, plugins: Plugins) -> IngestOutcome:
+    """As `ingest_group`, with the refusal as a value: one group's trouble is not its neighbours'."""
+    try:
+        return IngestOutcome(group=ingest_group(request, plugins))
+    except ArtifactInvalid as error:
+        values = {name: str(error.values[name]) for name in ("file", "reason", "detail")}
+        return IngestOutcome(error=IngestError(**values))
+    except Exception as error:  # noqa: BLE001 (a plugin's predictor or converter failed on it)
+        detail = f"{type(error).__name__}: {error}"[:300]
+        return IngestOutcome(error=IngestError(request.group_key, "plugin_failed", detail))
 
 
 def ingest_group(request: IngestRequest, plugins: Plugins) -> IngestedGroup:

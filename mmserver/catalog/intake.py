@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mmserver.catalog.ingest import INGEST_GROUP, IngestedGroup, IngestRequest, SourceFile
+from mmserver.catalog.ingest import INGEST_GROUPS, IngestError, IngestOutcome, IngestRequest, SourceFile
 from mmserver.catalog.manifests import ManifestFile, integrity_of, read_manifest
 from mmserver.catalog.publishing import GroupContent, GroupFile, group_sha256, stored_group_id
 from mmserver.catalog.store import Store
@@ -16,6 +16,8 @@ from mmserver.watching.beneath import RootHandle
 from mmserver.watching.identities import GroupFiles
 from mmserver.watching.reading import ReadFile, read_group
 
+MAX_BATCH_GROUPS = 16
+MAX_BATCH_BYTES = 16 << 20
 UNREAD = "unread"
 """Stands for the hash of files that could not even be read."""
 
@@ -52,22 +54,52 @@ def take_in(
     `refused` has the `files_sha256` of groups that were refused before; the same content is not parsed again.
     """
     intake = _Intake(store, root, refused)
-    if len(groups) == 1:
-        yield intake.taken(groups[0])
+    batches = list(_batches(groups))
+    if len(batches) == 1:
+        yield from intake.taken(batches[0])
         return
     n_ahead = 2 * store.settings.sandbox_workers
     with ThreadPoolExecutor(store.settings.sandbox_workers, thread_name_prefix="intake") as pool:
-        pending: list[Future[Taken]] = []
+        pending: list[Future[list[Taken]]] = []
         try:
-            for group in groups:
-                pending.append(pool.submit(intake.taken, group))
+            for batch in batches:
+                pending.append(pool.submit(intake.taken, batch))
                 if len(pending) > n_ahead:
-                    yield pending.pop(0).result()
+                    yield from pending.pop(0).result()
             while pending:
-                yield pending.pop(0).result()
+                yield from pending.pop(0).result()
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _batches(groups: Sequence[GroupFiles]) -> Iterator[list[GroupFiles]]:
+    """Groups that one worker process reads; they are of one root, so whoever writes one may write the others."""
+    batch: list[GroupFiles] = []
+    size_bytes = 0
+    for group in groups:
+        group_bytes = sum(identity.size_bytes for _, identity in group.files)
+        if batch and (len(batch) == MAX_BATCH_GROUPS or size_bytes + group_bytes > MAX_BATCH_BYTES):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(group)
+        size_bytes += group_bytes
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A group that was read and is to be parsed."""
+
+    group: GroupFiles
+    files: tuple[ReadFile, ...]
+    used: tuple[ReadFile, ...]
+    integrity: str
+    sha256: str
+
+    def request(self) -> IngestRequest:
+        return IngestRequest(self.group.group_key, tuple(SourceFile(file.name, file.data) for file in self.used))
 
 
 class _Intake:
@@ -80,51 +112,67 @@ class _Intake:
         self._manifests: dict[str, Mapping[str, ManifestFile] | None] = {}
         self._manifests_lock = threading.Lock()
 
-    def taken(self, group: GroupFiles) -> Taken:
+    def taken(self, groups: Sequence[GroupFiles]) -> list[Taken]:
+        """Read all, then parse those that are not known yet in one worker process."""
+        found = [self._read(group) for group in groups]
+        to_parse = [read for read in found if isinstance(read, _Read)]
+        outcomes = dict(zip((read.group.group_key for read in to_parse), self._parsed(to_parse), strict=True))
+        return [
+            self._finished(read, outcomes[read.group.group_key]) if isinstance(read, _Read) else read for read in found
+        ]
+
+    def _read(self, group: GroupFiles) -> Taken | _Read:
+        """The group to be parsed; or what came of it, where that is clear already."""
         files: tuple[ReadFile, ...] = ()
         sha256 = UNREAD
         try:
             files = tuple(read_group(self._root, group, self._store.settings.max_artifact_bytes))
-            used = self._used(files)
+            used = tuple(self._used(files))
             manifest = self._manifest(group.directory)
             integrity = integrity_of(files, manifest, is_required=self._store.settings.require_manifest)
-            sha256 = group_sha256(group.group_key, ((file.name, file.sha256) for file in used), integrity)
-            if self._refused.get(group.group_key) == sha256:
-                error = ArtifactInvalid(file=group.group_key, reason="known", detail="refused before")
-                return Taken(group, files, None, error, sha256)
-            return Taken(group, files, self._content(group.group_key, used, integrity, sha256), None, sha256)
         except (ArtifactInvalid, ArtifactUnstable) as error:
             return Taken(group, files, None, error, sha256)
-
-    def _content(self, group_key: str, files: Sequence[ReadFile], integrity: str, sha256: str) -> GroupContent:
+        sha256 = group_sha256(group.group_key, ((file.name, file.sha256) for file in used), integrity)
+        if self._refused.get(group.group_key) == sha256:
+            known = ArtifactInvalid(file=group.group_key, reason="known", detail="refused before")
+            return Taken(group, files, None, known, sha256)
         with self._store.database.read() as connection:
             is_stored = stored_group_id(connection, sha256) is not None
-        roles = {file.name: self._role(file.name) for file in files}
-        stored_files = tuple(GroupFile(file.name, roles[file.name], file.sha256, file.data) for file in files)
         if is_stored:
-            return GroupContent(sha256, (), integrity, None)
-        return GroupContent(sha256, stored_files, integrity, self._ingested(group_key, files))
+            return Taken(group, files, GroupContent(sha256, (), integrity, None), None, sha256)
+        return _Read(group, files, used, integrity, sha256)
 
-    def _ingested(self, group_key: str, files: Sequence[ReadFile]) -> IngestedGroup:
-        request = IngestRequest(group_key, tuple(SourceFile(file.name, file.data) for file in files))
+    def _parsed(self, reads: Sequence[_Read]) -> list[IngestOutcome]:
+        """What the worker makes of each; if it dies over several, each gets a worker of its own."""
+        if not reads:
+            return []
         try:
-            answer = self._store.sandbox.run(INGEST_GROUP, msgspec.msgpack.encode(request))
-            group = msgspec.msgpack.decode(answer, type=IngestedGroup)
-        except ArtifactInvalid:
-            raise
-        except Invalid as error:  # a plugin's predictor or converter failed on it
-            reason, detail = str(error.values.get("reason", error.code)), str(error.values.get("detail", error))
-            raise ArtifactInvalid(file=group_key, reason=reason, detail=detail) from error
-        except WorkerCrashed as error:
-            reason = f"crashed({error.values['how']})"
-            raise ArtifactInvalid(file=group_key, reason=reason, detail="the worker that read it died") from error
-        except msgspec.MsgspecError as error:
-            raise ArtifactInvalid(
-                file=group_key, reason="crashed", detail="the worker's answer makes no sense"
-            ) from error
-        if group.group_key != group_key:
-            raise ArtifactInvalid(file=group_key, reason="crashed", detail="the worker answered for another group")
-        return group
+            answer = self._store.sandbox.run(INGEST_GROUPS, msgspec.msgpack.encode([read.request() for read in reads]))
+            outcomes = msgspec.msgpack.decode(answer, type=list[IngestOutcome])
+        except (WorkerCrashed, Invalid, msgspec.MsgspecError) as error:
+            if len(reads) > 1:
+                return [outcome for read in reads for outcome in self._parsed([read])]
+            is_crash = isinstance(error, WorkerCrashed)
+            reason = f"crashed({error.values['how']})" if isinstance(error, WorkerCrashed) else "crashed"
+            detail = "the worker that read it died" if is_crash else f"the worker's answer makes no sense: {error}"
+            return [IngestOutcome(error=IngestError(reads[0].group.group_key, reason, detail))]
+        keys = [read.group.group_key for read in reads]
+        if [
+            outcome.group.group_key if outcome.group else key for key, outcome in zip(keys, outcomes, strict=False)
+        ] != keys:
+            return [
+                IngestOutcome(error=IngestError(key, "crashed", "the worker answered something else")) for key in keys
+            ]
+        return outcomes
+
+    def _finished(self, read: _Read, outcome: IngestOutcome) -> Taken:
+        if outcome.error is not None or outcome.group is None:
+            told = outcome.error or IngestError(read.group.group_key, "crashed", "the worker said nothing of it")
+            error = ArtifactInvalid(file=told.file, reason=told.reason, detail=told.detail)
+            return Taken(read.group, read.files, None, error, read.sha256)
+        stored = tuple(GroupFile(file.name, self._role(file.name), file.sha256, file.data) for file in read.used)
+        content = GroupContent(read.sha256, stored, read.integrity, outcome.group)
+        return Taken(read.group, read.files, content, None, read.sha256)
 
     def _used(self, files: Sequence[ReadFile]) -> list[ReadFile]:
         """Without files that are older than the one that they are derived from: those are out of date."""

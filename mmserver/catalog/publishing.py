@@ -27,6 +27,7 @@ from mmserver.storage.tables import (
     GroupFileRow,
     GroupRow,
     MembershipRow,
+    ModelRow,
     VersionRow,
 )
 from mmserver.storage.times import text_from_datetime
@@ -83,6 +84,7 @@ def stage_groups(connection: Connection, model_id: int, seq: int, contents: Iter
     They are tied to the model from that version on, which keeps them from being taken for garbage; if the version never
     comes, the next one clears the ties away.
     """
+    _require_model(connection, model_id)
     ids = [_store_group(connection, content) for content in contents]
     connection.execute(
         insert(MembershipRow),
@@ -106,8 +108,9 @@ def publish_version(
 
     Raises:
         AmbiguousSymbols: two groups of the result have one symbol; nothing may be committed then.
-        ModelChanged: `base` is not the newest version any more.
+        ModelChanged: `base` is not the newest version any more, or the model is not there any more.
     """
+    _require_model(connection, model_id)
     seq = base.seq + 1 if base else 1
     newest = connection.execute(select(func.max(VersionRow.seq)).where(VersionRow.model_id == model_id)).scalar() or 0
     if newest != seq - 1:
@@ -157,6 +160,12 @@ def publish_version(
         reason=reason,
     )
     return Published(version_id, label, published_added, removed_keys, published_updated)
+
+
+def _require_model(connection: Connection, model_id: int) -> None:
+    """A registration that is under way beside a server that starts is taken for an unfinished one, and cleared away."""
+    if connection.execute(select(ModelRow.id).where(ModelRow.id == model_id)).first() is None:
+        raise ModelChanged(model_name="the model")
 
 
 def _json(value: Any) -> str:

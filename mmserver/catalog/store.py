@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from sqlalchemy import select
+from sqlalchemy.exc import NoResultFound
 
 from mmserver.catalog.catalog import Catalog, Model, Version
 from mmserver.catalog.loading import load_catalog, load_model, load_venues, load_version
 from mmserver.catalog.payloads import Payloads
 from mmserver.catalog.watches import Watches
-from mmserver.errors import ModelNotFound, ReadOnly
+from mmserver.errors import ModelNotFound, ReadOnly, VersionNotFound
 from mmserver.plugin_loading import Plugins
 from mmserver.sandbox.level import SandboxLevel
 from mmserver.sandbox.pool import Sandbox
@@ -58,6 +59,7 @@ class Store:
         self._changed = threading.Condition()
         self._model_locks: dict[str, threading.RLock] = {}
         self._old_versions: dict[int, Version] = {}
+        self._old_versions_lock = threading.Lock()
         self._seen_data_version = database.data_version()
         self.reload()
 
@@ -111,16 +113,24 @@ class Store:
         return model
 
     def version(self, model: Model, version_id: int) -> Version:
-        """Any version of the model, the old ones from a small cache."""
+        """Any version of the model, the old ones from a small cache.
+
+        Raises:
+            VersionNotFound: retention has just let it go.
+        """
         if model.serving.id == version_id:
             return model.serving
         version = self._old_versions.get(version_id)
         if version is None:
-            with self.database.read() as connection:
-                version = load_version(connection, model.name, version_id, model.serving)
-            while len(self._old_versions) >= _MAX_OLD_VERSIONS:
-                self._old_versions.pop(next(iter(self._old_versions)), None)
-            self._old_versions[version_id] = version
+            try:
+                with self.database.read() as connection:
+                    version = load_version(connection, model.name, version_id, model.serving)
+            except NoResultFound as error:
+                raise VersionNotFound(model_name=model.name, version=f"number {version_id} any more") from error
+            with self._old_versions_lock:
+                while len(self._old_versions) >= _MAX_OLD_VERSIONS:
+                    self._old_versions.pop(next(iter(self._old_versions)))
+                self._old_versions[version_id] = version
         return version
 
     def sandbox_level(self) -> dict[str, object]:

@@ -183,7 +183,7 @@ def test_a_predictor_that_fails_refuses_its_group_only(
         opened.register()
         assert list(opened.model.serving.groups) == ["BTC_ret_1h"]
         [refusal] = opened.model.refusals
-        assert (refusal.group_key, refusal.reason) == ("ETH_ret_1h", "handler_failed")
+        assert (refusal.group_key, refusal.reason) == ("ETH_ret_1h", "plugin_failed")
         assert "this predictor cannot" in refusal.detail
 
 
