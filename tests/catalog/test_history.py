@@ -1,5 +1,7 @@
 """Versions through time: which one a name or a moment means, going back, and letting old ones go but never one in use."""
 
+import pickle
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -146,6 +148,30 @@ def test_a_group_that_was_away_and_is_back_belongs_to_the_right_versions(registe
     assert listed[0].sha256 == listed[2].sha256 != listed[1].sha256
 
 
+def test_old_versions_are_read_by_many_at_once(registered: Any) -> None:
+    """More of them than are held in memory."""
+    for number in range(20):
+        registered.artifacts.write("ETH_ret_1h_info.pkl", pickle.dumps(registered.artifacts.info(number)))
+        registered.refresh()
+    labels = [record.label for record in list_versions(registered.store, "alpha", 99)]
+    failures: list[BaseException] = []
+
+    def read(offset: int) -> None:
+        try:
+            for label in labels[offset:] + labels[:offset]:
+                assert resolve_version(registered.store, "alpha", label).label == label
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=read, args=(offset,)) for offset in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(registered.store._old_versions) <= 16
+
+
 # --- retention --------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +226,15 @@ def test_as_of_a_version_that_was_let_go_says_so(history: Any, restart: Callable
     with pytest.raises(VersionNotFound, match=f"{labels[1]} any more"):
         resolve_version(opened.store, "alpha", as_of=second.created_at)
     assert eth_seed(opened, resolve_version(opened.store, "alpha", as_of=second.created_at + timedelta(days=9))) == 4
+
+
+def test_a_version_that_is_let_go_while_it_is_asked_for_is_not_found(history: Any, restart: Callable[..., Any]) -> None:
+    opened = restart(history, keep_versions=1, keep_days=0)
+    version_id = resolve_version(opened.store, "alpha", history.labels[0]).id
+    opened.store._old_versions.clear()
+    apply_retention(opened.store)
+    with pytest.raises(VersionNotFound):
+        opened.store.version(opened.model, version_id)
 
 
 def test_groups_that_only_let_go_versions_had_are_let_go(history: Any, restart: Callable[..., Any]) -> None:

@@ -24,7 +24,7 @@ from mmserver.app import open_store
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.history import apply_retention, list_versions, rollback_model
 from mmserver.catalog.refreshing import refresh_model
-from mmserver.catalog.registering import register_model, remove_model
+from mmserver.catalog.registering import drop_unfinished, register_model, remove_model
 from mmserver.catalog.store import Store
 from mmserver.catalog.venues import set_quantiles
 from mmserver.errors import DataDirLocked, DiskFull, ModelChanged, ModelNotFound, SchemaTooNew
@@ -544,6 +544,34 @@ def test_content_that_is_let_go_while_it_is_read_is_read_again(prepared: Prepare
     assert sorted(first.model("beta").serving.groups) == ["ADA_ret_1h", "ETH_ret_1h", "XRP_ret_1h"]
     for group in first.model("beta").serving.groups.values():
         assert first.payloads.body(first.model("beta").serving, group, "payload", "gzip").content
+
+
+@pytest.mark.parametrize("batch_groups", [100, 1], ids=["at once", "in batches"])
+def test_a_registration_that_a_starting_server_clears_away_says_try_again(
+    prepared: Prepared, batch_groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmserver.catalog.updating.BATCH_GROUPS", batch_groups)
+    prepared.reset()
+    first, second = prepared.open(), prepared.open()
+    to_do = [drop_unfinished]
+    turn = threading.Lock()
+    own = prepared.opened.artifacts
+
+    class Starting(Recorded):
+        def run(self, job: str, request: bytes) -> bytes:
+            with turn:
+                while to_do:
+                    to_do.pop()(second)
+            return super().run(job, request)
+
+    starting = Starting.__new__(Starting)
+    starting.__dict__.update(prepared.recorded.__dict__)
+    first.sandbox = starting  # type: ignore[assignment]
+    own.write_group("NEW_ret_1h", 2)
+    with pytest.raises(ModelChanged):
+        register_model(first, "beta", prepared.root, TEST)
+    assert list(first.catalog.models) == ["alpha"]
+    assert "NEW_ret_1h" in register_model(first, "beta", prepared.root, TEST).serving.groups
 
 
 def test_a_damaged_blob_is_said_and_the_others_are_served(registered: Any) -> None:
