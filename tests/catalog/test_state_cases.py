@@ -356,6 +356,31 @@ def test_C3_on_a_full_disk_nothing_changes_reads_go_on_and_later_it_works(prepar
     assert state(store) == after
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_C3_on_a_disk_that_became_read_only_nothing_changes_and_later_it_works(prepared: Prepared, name: str) -> None:
+    operation = OPERATIONS[name]
+    before, after = prepared.state_after(None), prepared.state_after(operation)
+    prepared.reset()
+    store = prepared.open()
+    catalog = store.catalog
+
+    def set_read_only(value: str) -> None:
+        writer = store.database._writer
+        assert writer is not None
+        pooled = writer.raw_connection()
+        pooled.driver_connection.execute(f"PRAGMA query_only={value}")
+        pooled.close()
+
+    set_read_only("ON")
+    with pytest.raises(DiskFull):
+        operation(prepared, store)
+    assert store.catalog == catalog
+    assert state(store) == before
+    set_read_only("OFF")
+    operation(prepared, store)
+    assert state(store) == after
+
+
 @pytest.mark.parametrize("name", ["rollback", "venue"])
 def test_C3_when_the_disk_becomes_full_the_change_before_is_there_and_that_one_not(
     prepared: Prepared, name: str
