@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import update
 
 from mmserver.catalog.catalog import Actor, Model, ModelStatus, Version
 from mmserver.catalog.history import resolve_version
-from mmserver.catalog.manifests import integrity_of, read_manifest
+from mmserver.catalog.manifests import ManifestFile, integrity_of, read_manifest
 from mmserver.catalog.publishing import Published
 from mmserver.catalog.store import Store
 from mmserver.catalog.updating import (
@@ -227,6 +227,9 @@ def _rewritten(store: Store, model: Model, watch: Watch, scan: Scan, observation
     if not groups or scan.root_state != "ok":
         return []
     base = _newest_version(store, model)
+    with store.database.read() as connection:
+        known = file_hashes(connection, model.id, list(groups))
+    manifests: dict[str, Mapping[str, ManifestFile] | None] = {}
     rewritten = []
     with open_root(scan.root_path) as root:
         for key, group in groups.items():
@@ -234,21 +237,26 @@ def _rewritten(store: Store, model: Model, watch: Watch, scan: Scan, observation
                 files = read_group(root, group, store.settings.max_artifact_bytes)
             except (ArtifactInvalid, ArtifactUnstable):
                 continue
-            with store.database.read() as connection:
-                known = file_hashes(connection, model.id, key)
-            is_same = dict(zip(group.relpaths, (file.sha256 for file in files), strict=True)) == known
-            if is_same and _integrity(store, root, group, files) == base.groups[key].integrity:
+            is_same = dict(zip(group.relpaths, (file.sha256 for file in files), strict=True)) == known[key]
+            if is_same and _integrity(store, root, group, files, manifests) == base.groups[key].integrity:
                 watch.watcher.verified(key)
             else:
                 rewritten.append(group)
     return rewritten
 
 
-def _integrity(store: Store, root: RootHandle, group: GroupFiles, files: Sequence[ReadFile]) -> str | None:
+def _integrity(
+    store: Store,
+    root: RootHandle,
+    group: GroupFiles,
+    files: Sequence[ReadFile],
+    manifests: dict[str, Mapping[str, ManifestFile] | None],
+) -> str | None:
     """What the producer's manifest, which may have come after the files, says of them now; None where it objects."""
     try:
-        manifest = read_manifest(root, group.directory)
-        return integrity_of(files, manifest, is_required=store.settings.require_manifest)
+        if group.directory not in manifests:
+            manifests[group.directory] = read_manifest(root, group.directory)
+        return integrity_of(files, manifests[group.directory], is_required=store.settings.require_manifest)
     except ArtifactUnstable:
         return None
 

@@ -208,14 +208,19 @@ def has_refusals(connection: Connection, model_id: int) -> bool:
     )
 
 
-def file_hashes(connection: Connection, model_id: int, group_key: str) -> dict[str, str]:
-    """SHA-256 of a loaded group's files as they were read last, by path."""
-    rows = connection.execute(
-        select(WatchedFileRow.path, WatchedFileRow.sha256).where(
-            WatchedFileRow.model_id == model_id, WatchedFileRow.group_key == group_key
+def file_hashes(connection: Connection, model_id: int, group_keys: Sequence[str]) -> dict[str, dict[str, str]]:
+    """By group key: SHA-256 of the loaded group's files as they were read last, by path."""
+    hashes: dict[str, dict[str, str]] = {key: {} for key in group_keys}
+    for start in range(0, len(group_keys), 5000):
+        rows = connection.execute(
+            select(WatchedFileRow.group_key, WatchedFileRow.path, WatchedFileRow.sha256).where(
+                WatchedFileRow.model_id == model_id,
+                WatchedFileRow.group_key.in_(group_keys[start : start + 5000]),
+            )
         )
-    )
-    return {row.path: row.sha256 for row in rows}
+        for row in rows:
+            hashes[row.group_key][row.path] = row.sha256
+    return hashes
 
 
 def _sort_in(gathered: Gathered, taken: Taken) -> None:
