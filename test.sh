@@ -55,16 +55,7 @@ e2e() {
     run "$bin/python" -m pytest -q -rs -m e2e -n 2 --dist loadfile "$@"
 }
 
-bench() {
-    local script found=""
-    for script in benchmarks/bench_*.py; do
-        if [ -f "$script" ]; then
-            found=1
-            run "$bin/python" "$script" --smoke || return 1
-        fi
-    done
-    if [ -z "$found" ]; then echo "bench: skipped, there are no benchmarks yet"; fi
-}
+bench() { run "$bin/python" -m benchmarks --smoke; }
 
 for check in "${checks[@]}"; do
     "$check" "$@" || failed+=("$check")

@@ -132,7 +132,7 @@ class GroupHasNoModel(NotFound):
     """The group is known, but it has no model file that can be served."""
 
     code = "group_has_no_model"
-    template = "{group_key} of {model_name} has no model to serve: {reason}"
+    template = "{group_key} has no model to serve: {reason}"
 
 
 class VenueNotFound(NotFound):
@@ -354,6 +354,14 @@ class NotReady(Unavailable):
 
     code = "not_ready"
     template = "{what} is not ready yet"
+
+
+class GroupRefused(Unavailable):
+    """The symbol has artifacts, but none that could be served so far."""
+
+    code = "group_refused"
+    template = "{file} cannot be served: {reason}: {detail}; it is read again when it changes"
+    retry_after_s = 5
 
 
 class StillChanging(Unavailable):

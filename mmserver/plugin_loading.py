@@ -104,7 +104,7 @@ class Plugins:
 
 
 def load_plugins(plugins_dir: Path | None = None) -> Plugins:
-    """Every installed plugin, and every `*.py` file in `plugins_dir`.
+    """Every installed plugin, and every `*.py` file in `plugins_dir` that does not begin with an underscore.
 
     Raises:
         PluginInvalid: a misspelt hook, two claims on one suffix, two plugins of one name, or a directory that is not there.
@@ -131,7 +131,8 @@ def _sources(plugins_dir: Path | None) -> Iterable[tuple[str, str, Callable[[], 
     if not plugins_dir.is_dir():
         raise PluginInvalid(plugin=str(plugins_dir), reason="the plugins directory does not exist")
     for path in sorted(plugins_dir.glob("*.py")):
-        yield path.stem, path.name, partial(_module_from_file, path)
+        if not path.name.startswith("_"):
+            yield path.stem, path.name, partial(_module_from_file, path)
 
 
 def _register(manager: pluggy.PluginManager, name: str, source: str, load: Callable[[], Any]) -> PluginStatus:

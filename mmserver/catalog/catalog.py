@@ -86,6 +86,15 @@ class Model:
     """Differs from `serving.label` after a rollback."""
     refusals: tuple[Refusal, ...]
 
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong, in a sentence: the model's own error, else the first refusal and how many more there are."""
+        if self.error is not None or not self.refusals:
+            return self.error
+        first = self.refusals[0]
+        more = f" (and {len(self.refusals) - 1} more)" if len(self.refusals) > 1 else ""
+        return f"{first.file}: {first.reason}: {first.detail}{more}"
+
 
 @dataclass(frozen=True, slots=True)
 class Venue:

@@ -1,13 +1,15 @@
 """Finding a group in a version, and reading what is stored about it."""
 
+from collections.abc import Iterable
+
 import msgspec
 from sqlalchemy import select
 
-from mmserver.catalog.catalog import Group, Version
+from mmserver.catalog.catalog import Group, Refusal, Version
 from mmserver.catalog.ingest import GroupRecord
 from mmserver.catalog.store import Store
-from mmserver.catalog.symbols import comparable_symbol
-from mmserver.errors import SymbolAmbiguous, SymbolNotFound
+from mmserver.catalog.symbols import comparable_symbol, split_group_key
+from mmserver.errors import GroupRefused, SymbolAmbiguous, SymbolNotFound
 from mmserver.storage.blobs import get_blob
 from mmserver.storage.tables import GroupFileRow
 
@@ -28,10 +30,13 @@ class GroupDetail(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: list[StoredArtifact]
 
 
-def find_group(version: Version, symbol: str, group_key: str | None = None) -> Group:
+def find_group(version: Version, symbol: str, group_key: str | None = None, refusals: Iterable[Refusal] = ()) -> Group:
     """The group of a symbol, whichever way the symbol is written; `group_key` chooses where several share it.
 
+    `refusals` are the model's: a symbol whose only artifacts were refused is not unknown, but not there yet.
+
     Raises:
+        GroupRefused: there are artifacts, and none of them could ever be served.
         SymbolNotFound: no group has the symbol, or none of them has that group_key.
         SymbolAmbiguous: several groups share the symbol and no group_key was named.
     """
@@ -41,6 +46,9 @@ def find_group(version: Version, symbol: str, group_key: str | None = None) -> G
             raise SymbolNotFound(model_name=version.model_name, symbol=f"{symbol} with group_key {group_key}")
         return version.groups[group_key]
     if not keys:
+        for refusal in refusals:
+            if comparable_symbol(split_group_key(refusal.group_key)[0]) == comparable_symbol(symbol):
+                raise GroupRefused(file=refusal.file, reason=refusal.reason, detail=refusal.detail)
         raise SymbolNotFound(model_name=version.model_name, symbol=symbol)
     if len(keys) > 1:
         raise SymbolAmbiguous(symbol=symbol, group_keys=" and ".join(keys), model_name=version.model_name)

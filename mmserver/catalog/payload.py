@@ -12,6 +12,11 @@ from mmserver.formats import IcTable, ModelFile
 from mmserver.plugin_loading import Plugins
 
 _IC_COLUMNS = ("ic", "ic_mean", "mean_ic", "pearson_ic", "information_coefficient")
+_TREE_RULES = {
+    "input": "float32",
+    "split": "left when x < threshold, else right; a missing x goes the node's default way",
+    "sum": "float32, base score first, then the trees in order",
+}
 _TAU_COLUMNS = ("kendall_tau", "kendalltau", "kendall", "tau", "ktau")
 
 
@@ -95,11 +100,7 @@ def manifest_from_model(model: ModelFile, payload: Payload, factors: tuple[str, 
             "details": model.summary,
             "feature_order": list(factors),
             "missing": {"nan": True, "value": model.missing},
-            "rules": {
-                "input": "float32",
-                "split": "left when x < threshold, else right; a missing x goes the node's default way",
-                "sum": "float32, base score first, then the trees in order",
-            },
+            "rules": _TREE_RULES if model.n_trees else None,
             "golden": model.probes,
         }
     )

@@ -215,7 +215,7 @@ def _cache_key(version: Version, group: Group, form: str, encoding: Encoding) ->
 
 def _payload_sha256(group: Group) -> str:
     if group.payload_sha256 is None:
-        raise GroupHasNoModel(group_key=group.group_key, model_name="this model", reason=group.no_model_reason)
+        raise GroupHasNoModel(group_key=group.group_key, reason=group.no_model_reason)
     return group.payload_sha256
 
 

@@ -171,18 +171,11 @@ def _print_models(found: Any, *, as_json: bool) -> None:
             "factor_count": len(model.serving.factors),
             "refreshed_at": model.refreshed_at,
             "root_path": model.root_path,
-            "error": model.error or _first_refusal(model),
+            "error": model.trouble,
         }
         for model in found
     ]
     print_rows(rows, MODEL_COLUMNS, as_json=as_json)
-
-
-def _first_refusal(model: Any) -> str | None:
-    if not model.refusals:
-        return None
-    first = model.refusals[0]
-    return f"{first.file}: {first.reason} ({len(model.refusals)} refused)"
 
 
 class _Progress:

@@ -7,6 +7,7 @@ import flask
 import flask_compress
 
 from mmserver.catalog.store import Store
+from mmserver.errors import PluginInvalid
 from mmserver.plugin_loading import Plugins
 from mmserver.web import assets, errors, figures, health, models, pages, payloads, symbols, venues, versions
 from mmserver.web.current import STORE_KEY
@@ -36,7 +37,10 @@ def register_web(
     for part in (models, symbols, versions, payloads, venues, pages, assets, health):
         app.register_blueprint(part.blueprint)
     for added in plugins.blueprints():
-        app.register_blueprint(added)
+        try:
+            app.register_blueprint(added)
+        except ValueError as error:
+            raise PluginInvalid(plugin=added.name, reason=str(error)) from error
     app.wsgi_app = ResponseFrame(payloads.QuickPayloads(app.wsgi_app, store))  # type: ignore[method-assign]
 
 

@@ -31,6 +31,24 @@ class ModelItem(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None
 
 
+class RefusalItem(msgspec.Struct, frozen=True):
+    """An artifact that is not served, and why; the last good content of its group is."""
+
+    group_key: str
+    file: str
+    reason: str
+    detail: str
+    since: datetime
+    attempts: int
+
+
+class ModelDetail(ModelItem, frozen=True, kw_only=True):
+    """One model by itself: as in the list, and what of its directory is refused."""
+
+    newest_version: str
+    refusals: list[RefusalItem]
+
+
 class RegisterModel(msgspec.Struct, frozen=True):
     """The body of `POST /api/models`."""
 
@@ -52,7 +70,7 @@ def item_from_model(model: Model) -> ModelItem:
         registered_at=model.registered_at,
         refreshed_at=model.refreshed_at,
         status=model.status,
-        error=model.error,
+        error=model.trouble,
     )
 
 
@@ -86,8 +104,21 @@ def register_model() -> flask.Response:
 
 @blueprint.get("/api/models/<model_name>")
 def get_model(model_name: str) -> flask.Response:
-    """One model, as in the list."""
-    return json_response(item_from_model(find_model(current_store().catalog, model_name)))
+    """One model, with what of its directory is refused and why."""
+    model = find_model(current_store().catalog, model_name)
+    refusals = [
+        RefusalItem(
+            group_key=refusal.group_key,
+            file=refusal.file,
+            reason=refusal.reason,
+            detail=refusal.detail,
+            since=refusal.since,
+            attempts=refusal.attempts,
+        )
+        for refusal in model.refusals
+    ]
+    item = msgspec.structs.asdict(item_from_model(model))
+    return json_response(ModelDetail(**item, newest_version=model.newest_label, refusals=refusals))
 
 
 @blueprint.delete("/api/models/<model_name>")

@@ -103,7 +103,9 @@ def get_symbol_page(model_name: str, symbol: str) -> flask.Response:
     store = current_store()
     model = store.model(model_name)
     version = asked_version(model_name)
-    group = groups.find_group(version, symbol, query_text(flask.request, "group_key"))
+    group = groups.find_group(
+        version, symbol, query_text(flask.request, "group_key"), store.model(version.model_name).refusals
+    )
     detail = groups.group_detail(store, group)
     table = factor_table(detail.record)
     listing = listing_from_request(

@@ -160,7 +160,7 @@ def _serves_other(catalog: Catalog, served: Served) -> bool:
 
 def _find(store: Store, model_name: str, symbol: str, asked: Asked) -> Served:
     version = history.resolve_version(store, model_name, asked.version, asked.as_of)
-    group = groups.find_group(version, symbol, asked.group_key)
+    group = groups.find_group(version, symbol, asked.group_key, store.model(version.model_name).refusals)
     return Served(version, group, store.payloads.etag(group, asked.form))
 
 

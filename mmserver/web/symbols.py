@@ -71,8 +71,9 @@ def list_factors(model_name: str) -> flask.Response:
 @blueprint.get("/api/models/<model_name>/symbols/<path:symbol>")
 def get_symbol(model_name: str, symbol: str) -> flask.Response:
     """One group with its IC table, info and artifacts; symbols may be written with their slash."""
+    store = current_store()
     version = asked_version(model_name)
-    group = groups.find_group(version, symbol, query_text(flask.request, "group_key"))
+    group = groups.find_group(version, symbol, query_text(flask.request, "group_key"), store.model(model_name).refusals)
     detail = groups.group_detail(current_store(), group)
     return json_response(
         {
