@@ -60,7 +60,6 @@ class Artifacts:
 
     path: Path
     model_pickles: dict[int, bytes]
-    n_writes: int = 0
 
     def write(self, relpath: str, data: bytes) -> Path:
         path = self.path / relpath
@@ -232,6 +231,28 @@ def open_stores(tmp_path: Path, empty_database: Path, plugins: Plugins, sandbox:
     factory = StoreFactory(tmp_path / "data", empty_database, plugins, sandbox)
     yield factory
     for store in list(factory.opened):
+        factory.close(store)
+
+
+@pytest.fixture(scope="session")
+def open_beneath(
+    empty_database: Path, plugins: Plugins, sandbox: Sandbox, model_pickles: dict[int, bytes]
+) -> Iterator[Callable[..., Opened]]:
+    """Opens a store beneath a directory, with an empty artifact directory, for tests that share one."""
+    opened: list[tuple[StoreFactory, Store]] = []
+
+    def open_it(directory: Path, **settings: Any) -> Opened:
+        factory = StoreFactory(directory / "data", empty_database, plugins, sandbox)
+        artifacts = Artifacts(directory / "alpha", model_pickles)
+        artifacts.path.mkdir()
+        clock, calendar = Clock(), Calendar()
+        store = factory(calendar=calendar, **settings)
+        store.watches.clock = clock
+        opened.append((factory, store))
+        return Opened(store, artifacts, clock, calendar)
+
+    yield open_it
+    for factory, store in opened:
         factory.close(store)
 
 

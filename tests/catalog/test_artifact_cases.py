@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmserver.plugin_loading import Plugins
 from mmserver.sandbox.pool import Sandbox
 
 CANARY = "canary-of-the-artifact-cases"
@@ -161,28 +160,13 @@ REFUSED: list[tuple[str, str, Make, str]] = [
 
 
 @pytest.fixture(scope="module")
-def served(
-    tmp_path_factory: pytest.TempPathFactory,
-    empty_database: Path,
-    plugins: Plugins,
-    sandbox: Sandbox,
-    model_pickles: dict[int, bytes],
-) -> Iterator[Any]:
+def served(open_beneath: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Model `alpha` with BTC and ETH of trainings 0 and 1, for cases that leave things as they found them."""
-    conftest = sys.modules[next(name for name in sys.modules if name.endswith("catalog.conftest"))]
-    directory = tmp_path_factory.mktemp("cases")
-    factory = conftest.StoreFactory(directory / "data", empty_database, plugins, sandbox)
-    (directory / "alpha").mkdir()
-    artifacts = conftest.Artifacts(directory / "alpha", model_pickles)
-    clock, calendar = conftest.Clock(), conftest.Calendar()
-    store = factory(calendar=calendar, max_artifact_bytes=100 << 20)
-    store.watches.clock = clock
-    opened = conftest.Opened(store, artifacts, clock, calendar)
-    artifacts.write_group("BTC_ret_1h", 0)
-    artifacts.write_group("ETH_ret_1h", 1)
+    opened = open_beneath(tmp_path_factory.mktemp("cases"), max_artifact_bytes=100 << 20)
+    opened.artifacts.write_group("BTC_ret_1h", 0)
+    opened.artifacts.write_group("ETH_ret_1h", 1)
     opened.register()
-    yield opened
-    factory.close(store)
+    return opened
 
 
 def polled(opened: Any, n: int = 2) -> None:
