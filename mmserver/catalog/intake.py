@@ -7,11 +7,19 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mmserver.catalog.ingest import INGEST_GROUPS, IngestError, IngestOutcome, IngestRequest, SourceFile
+from mmserver.catalog.ingest import (
+    INGEST_GROUPS,
+    IngestedGroup,
+    IngestError,
+    IngestOutcome,
+    IngestRequest,
+    SourceFile,
+)
 from mmserver.catalog.manifests import ManifestFile, integrity_of, read_manifest
 from mmserver.catalog.publishing import GroupContent, GroupFile, group_sha256, stored_group_id
 from mmserver.catalog.store import Store
-from mmserver.errors import ArtifactInvalid, ArtifactUnstable, Invalid, WorkerCrashed
+from mmserver.errors import ArtifactInvalid, ArtifactUnstable, BlobCorrupt, Invalid, WorkerCrashed
+from mmserver.storage.decoding import StoredBlob, decoded_blob
 from mmserver.watching.beneath import RootHandle
 from mmserver.watching.identities import GroupFiles
 from mmserver.watching.reading import ReadFile, read_group
@@ -170,6 +178,11 @@ class _Intake:
             told = outcome.error or IngestError(read.group.group_key, "crashed", "the worker said nothing of it")
             error = ArtifactInvalid(file=told.file, reason=told.reason, detail=told.detail)
             return Taken(read.group, read.files, None, error, read.sha256)
+        if not _is_payload_whole(outcome.group):
+            error = ArtifactInvalid(
+                file=read.group.group_key, reason="crashed", detail="the worker's payload is not whole"
+            )
+            return Taken(read.group, read.files, None, error, read.sha256)
         stored = tuple(GroupFile(file.name, self._role(file.name), file.sha256, file.data) for file in read.used)
         content = GroupContent(read.sha256, stored, read.integrity, outcome.group)
         return Taken(read.group, read.files, content, None, read.sha256)
@@ -196,3 +209,14 @@ class _Intake:
             if directory not in self._manifests:
                 self._manifests[directory] = read_manifest(self._root, directory)
             return self._manifests[directory]
+
+
+def _is_payload_whole(group: IngestedGroup) -> bool:
+    """Whether the payload is what the worker says that it is; a group that lies must not spoil its neighbours' commit."""
+    if group.payload_gzip is None or group.payload_sha256 is None:
+        return group.payload_gzip is None and group.payload_sha256 is None
+    try:
+        decoded_blob(group.payload_sha256, StoredBlob("gzip", group.payload_gzip, group.payload_size_bytes))
+    except BlobCorrupt:
+        return False
+    return True

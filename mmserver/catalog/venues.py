@@ -78,7 +78,10 @@ def set_quantiles(store: Store, venue: str, pkl_path: str, by: Actor) -> Venue:
     store.check_writable()
     if venue not in VENUES:
         raise VenueUnknown(venue=venue, known=", ".join(VENUES))
-    path = allowed_path(pkl_path, store.settings.artifact_roots)
+    try:
+        path = allowed_path(pkl_path, store.settings.artifact_roots)
+    except DirectoryInvalid as error:
+        raise QuantilesInvalid(file=f"pkl_path {pkl_path!r}", reason=error.values["reason"]) from error
     with store.changing(f"venue {venue}"):
         read = _read(store, path)
         table = _parsed(store, path, read)

@@ -12,7 +12,6 @@ import pytest
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.venues import VENUES, find_venue, poll_venue, set_quantiles, venue_symbol
 from mmserver.errors import (
-    DirectoryInvalid,
     OutsideRoots,
     QuantilesInvalid,
     ReadOnly,
@@ -162,7 +161,7 @@ def test_a_path_that_is_no_file_is_refused(alpha: Any, tmp_path: Path, name: str
         set_quantiles(alpha.store, VENUE, str(tmp_path / name), TEST)
     with pytest.raises(QuantilesInvalid):
         set_quantiles(alpha.store, VENUE, "/", TEST)
-    with pytest.raises(DirectoryInvalid):
+    with pytest.raises(QuantilesInvalid, match=r"pkl_path 'relative\.pkl': give an absolute path"):
         set_quantiles(alpha.store, VENUE, "relative.pkl", TEST)
 
 
