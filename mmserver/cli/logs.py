@@ -41,5 +41,9 @@ def configure_logging(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if settings.log_format == "json" else TextLines())
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    for noisy in ("apscheduler", "alembic", "waitress.queue"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
+    for noisy, level in (
+        ("apscheduler", logging.WARNING),
+        ("alembic", logging.WARNING),
+        ("waitress.queue", logging.ERROR),
+    ):
+        logging.getLogger(noisy).setLevel(max(level, logging.getLevelName(settings.log_level)))
