@@ -54,8 +54,8 @@ def fresh_venv(tmp_path: Path) -> Path:
     there = Path(sysconfig.get_path("purelib", vars={"base": str(venv), "platbase": str(venv)}))
     (there / "everything.pth").write_text(f"import site; site.addsitedir({here!r})\n")
     for name, command in {
-        "pip": f'exec {sys.executable} -m pip --python {venv}/bin/python "$@"',
-        "mmserver": f"""exec {venv}/bin/python -c 'from mmserver.cli.main import main; main(prog_name="mmserver")' "$@" """,
+        "pip": f'exec "{sys.executable}" -m pip --python "{venv}/bin/python" "$@"',
+        "mmserver": f"""exec "{venv}/bin/python" -c 'from mmserver.cli.main import main; main(prog_name="mmserver")' "$@" """,
     }.items():
         (venv / "bin" / name).write_text(f"#!/bin/sh\n{command}\n")
         (venv / "bin" / name).chmod(0o755)
