@@ -24,6 +24,7 @@ FOLLOW_INTERVAL_S = 0.5
 MAX_SILENCE_S = 15.0
 LEASE_INTERVAL_S = 5.0
 RETENTION_INTERVAL_S = 3600.0
+SETTLE_SLACK_S = 0.05  # clocks and sleeps may disagree by that much
 log = logging.getLogger(__name__)
 
 
@@ -39,6 +40,7 @@ class Jobs:
         self._scheduler: SteadyScheduler | None = None
         self._starting = threading.Thread(target=self._start, name="jobs-start", daemon=True)
         self._looked_at = time.monotonic()
+        self._stopping = threading.Event()
 
     def start(self) -> None:
         """Start the jobs in threads of their own; returns at once."""
@@ -46,6 +48,7 @@ class Jobs:
 
     def stop(self) -> None:
         """Let the job that is running finish, and start no other."""
+        self._stopping.set()
         self._starting.join()
         if self._scheduler is not None:
             self._scheduler.shutdown(wait=True)
@@ -59,9 +62,17 @@ class Jobs:
         return {"status": status, "runs_watch": self._holds_lease, "silence_s": round(silence_s, 1)}
 
     def watch(self) -> None:
-        """One look at everything that is watched; one model's trouble is not another's."""
-        for model_name in list(self._store.catalog.models):
+        """One look at everything that is watched; one model's trouble is not another's.
+
+        What is found changing is looked at again as soon as it can have settled, not only at the next interval.
+        """
+        models = self._store.catalog.models
+        for model_name in models:
             self._contained(f"model {model_name}", partial(self._poll, model_name))()
+        settling = self._store.watches.settling()
+        if settling and not self._stopping.wait(self._store.settings.watch_debounce_s + SETTLE_SLACK_S):
+            for model_name in [name for name, model in models.items() if model.id in settling]:
+                self._contained(f"model {model_name}", partial(self._poll, model_name))()
         for venue in list(self._store.catalog.venues):
             self._contained(f"venue {venue}", partial(poll_venue, self._store, venue, self._pending_venues))()
 

@@ -119,6 +119,7 @@ def poll_model(store: Store, model_name: str) -> RefreshResult | None:
             _set_stale(store, model, error)
             return None
         observation = watch.watcher.observe(scan)
+        watch.is_settling = "settling" in observation.pending.values()
         rewritten = _rewritten(store, model, watch, scan, observation)
         if not rewritten and not _is_anything_due(model, watch, scan, observation):
             return None

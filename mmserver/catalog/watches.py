@@ -28,6 +28,8 @@ class Watch:
     watcher: Watcher
     newest_label: str
     scan: Scan | None = None
+    is_settling: bool = False
+    """Whether files were seen to change lately, so that another look soon is worth it."""
 
 
 class Watches:
@@ -62,6 +64,10 @@ class Watches:
     def root(self, model: Model) -> Path:
         """The directory behind the model, checked against the allowed roots; whether it exists is for the scan to say."""
         return allowed_path(model.root_path, self._settings.artifact_roots)
+
+    def settling(self) -> set[int]:
+        """The ids of the models whose files were still changing at their last look."""
+        return {model_id for model_id, watch in list(self._watches.items()) if watch.is_settling}
 
     def forget(self, model_id: int) -> None:
         """The model was removed, or what is known of its files cannot be trusted any more."""

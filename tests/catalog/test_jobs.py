@@ -112,3 +112,12 @@ def test_snapshots_hold_the_state_and_the_oldest_go(quick: Any, restart: Callabl
     for _ in range(3):
         jobs.snapshot()
     assert len(list((tmp_path / "snapshots").glob("*"))) == 2
+
+
+def test_a_change_is_served_after_one_look_and_the_settling_time(quick: Any) -> None:
+    jobs = Jobs(quick.store, None)
+    before = quick.store.model("alpha").serving.label
+    jobs.watch()
+    quick.artifacts.write_group("BTC_ret_1h", 1)
+    jobs.watch()
+    assert quick.store.model("alpha").serving.label != before
