@@ -13,6 +13,7 @@ from mmserver.catalog.refreshing import poll_model
 from mmserver.catalog.store import Store
 from mmserver.catalog.venues import poll_venue
 from mmserver.errors import MmserverError, ModelNotFound
+from mmserver.storage.audit import list_audit
 from mmserver.storage.lease import Lease
 from mmserver.storage.snapshots import create_snapshot, rotate_snapshots
 from mmserver.watching.identities import FileIdentity
@@ -40,6 +41,7 @@ class Jobs:
         self._scheduler: SteadyScheduler | None = None
         self._starting = threading.Thread(target=self._start, name="jobs-start", daemon=True)
         self._looked_at = time.monotonic()
+        self._snapshot_audit_id = -1
         self._stopping = threading.Event()
 
     def start(self) -> None:
@@ -77,10 +79,16 @@ class Jobs:
             self._contained(f"venue {venue}", partial(poll_venue, self._store, venue, self._pending_venues))()
 
     def snapshot(self) -> None:
-        """Take a snapshot and let the oldest go."""
+        """Take a snapshot and let the oldest go; nothing, if nothing was changed since the last one."""
         if self._snapshots_dir is None:
             return
+        with self._store.database.read() as connection:
+            newest = next(iter(list_audit(connection, 1)), None)
+        newest_id = newest.id if newest else 0
+        if newest_id == self._snapshot_audit_id:
+            return
         create_snapshot(self._store.database, self._snapshots_dir, self._store.now())
+        self._snapshot_audit_id = newest_id
         rotate_snapshots(self._snapshots_dir, self._store.settings.snapshot_keep)
 
     def _start(self) -> None:

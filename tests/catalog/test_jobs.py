@@ -109,9 +109,15 @@ def test_a_snapshot_that_fails_is_said_and_the_rest_goes_on(
 def test_snapshots_hold_the_state_and_the_oldest_go(quick: Any, restart: Callable[..., Any], tmp_path: Path) -> None:
     opened = restart(quick, snapshot_keep=2)
     jobs = Jobs(opened.store, tmp_path / "snapshots")
-    for _ in range(3):
+    found = []
+    for seed in range(3):
+        quick.artifacts.write_group("BTC_ret_1h", seed + 1)
+        opened.refresh()
         jobs.snapshot()
-    assert len(list((tmp_path / "snapshots").glob("*"))) == 2
+        found.append(sorted(path.name for path in (tmp_path / "snapshots").iterdir()))
+    assert [len(names) for names in found] == [1, 2, 2]
+    jobs.snapshot()
+    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == found[-1], "nothing was changed since"
 
 
 def test_a_change_is_served_after_one_look_and_the_settling_time(quick: Any) -> None:
