@@ -12,6 +12,7 @@ import pytest
 from mmserver import steady_scheduler
 from mmserver.app import boot_clock
 from mmserver.catalog.store import Store
+from mmserver.errors import MmserverError
 from mmserver.jobs import Jobs
 from mmserver.plugin_loading import load_plugins
 from mmserver.sandbox.pool import Sandbox
@@ -201,3 +202,17 @@ def test_jobs_that_are_stopped_at_once_do_not_start_later(make_jobs: Callable[..
     jobs.start()
     jobs.stop()
     assert "APScheduler" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_snapshot_that_failed_is_taken_at_the_next_occasion(make_jobs: Callable[..., Jobs], tmp_path: Path) -> None:
+    jobs = make_jobs()
+    snapshots = tmp_path / "snapshots"
+    snapshots.rmdir()
+    snapshots.touch()  # no directory can be made there
+    with pytest.raises((MmserverError, OSError)):
+        jobs.snapshot()
+    snapshots.unlink()
+    snapshots.mkdir()
+    jobs.snapshot()
+    jobs.snapshot()
+    assert len(list(snapshots.glob("*.snapshot"))) == 1

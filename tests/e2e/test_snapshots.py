@@ -1,7 +1,10 @@
 """Snapshots beside a running server, and serving from one file alone."""
 
+import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +73,9 @@ def test_one_file_serves_everything_and_changes_nothing(
     for page in ("/ui/", "/ui/models/alpha", "/ui/models/alpha/symbols/BTCUSDT", "/ui/venues/gate-futures", "/readyz"):
         assert server.client.get(page).status_code == 200, page
 
-    json: dict[str, Any] = {"model_name": "beta", "root_path": str(tmp_path)}
+    body: dict[str, Any] = {"model_name": "beta", "root_path": str(tmp_path)}
     refused = [
-        server.client.post("/api/models", json=json),
+        server.client.post("/api/models", json=body),
         server.client.delete("/api/models/alpha"),
         server.client.post("/api/models/alpha/refresh"),
         server.client.post("/api/models/alpha/rollback", json={"version": versions[-1]}),
@@ -120,21 +123,25 @@ def test_a_damaged_snapshot_is_named_and_not_served(
     assert str(path) in server.log
 
 
-def test_snapshots_are_taken_by_the_clock_and_the_oldest_go(
+def test_each_change_is_in_a_snapshot_soon_and_the_oldest_go(
     servers: Any, artifacts: Any, tmp_path: Path, until: Callable[..., Any], mmserver: Callable[..., Any]
 ) -> None:
     artifacts.write(tmp_path / "artifacts", "BTCUSDT_mid_chg_1m")
     server = servers.start(data_dir=tmp_path / "state", MMSERVER_SNAPSHOT_INTERVAL_S="0.3", MMSERVER_SNAPSHOT_KEEP="2")
-    server.register("alpha", tmp_path / "artifacts")
-    seen: set[Path] = set()
 
-    def found() -> set[Path]:
-        there = set((tmp_path / "state/snapshots").glob("*"))
-        seen.update(path for path in there if ".tmp" not in path.name)
-        return there
+    def newest_count() -> int:
+        """How many models the newest snapshot has; -1 while there is none."""
+        there = [path for path in (tmp_path / "state/snapshots").glob("*") if ".tmp" not in path.name]
+        if not there:
+            return -1
+        with closing(sqlite3.connect(f"file:{max(there)}?mode=ro", uri=True)) as connection:
+            count: int = connection.execute("SELECT count(*) FROM models").fetchone()[0]
+        return count
 
-    until(lambda: found() and len(seen) >= 4, "four snapshots", 30)
+    for n_models, name in enumerate(("alpha", "beta", "gamma"), start=1):
+        server.register(name, tmp_path / "artifacts")
+        until(lambda n_models=n_models: newest_count() == n_models, f"a snapshot with {name}")
     assert server.stop() == 0
-    left = sorted(found())
-    assert len(left) == 2
-    assert "is whole" in mmserver("snapshot", "verify", left[-1]).stdout
+    listed = json.loads(mmserver("snapshot", "list", "--data-dir", tmp_path / "state", "--json").stdout)["items"]
+    assert [row["n_models"] for row in listed] == [3, 2]
+    assert "is whole" in mmserver("snapshot", "verify", listed[0]["path"]).stdout
