@@ -7,8 +7,9 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 ModelStatus: TypeAlias = Literal["ok", "degraded", "stale", "frozen"]
-"""ok; degraded: some groups are refused, their last good content is served; stale: the last refresh was refused as a
-whole; frozen: most of the directory vanished and nothing is taken away until it is back."""
+"""ok; degraded: something in the directory is refused and was never served; stale: so is newer content of something that is
+served as it was, or the last refresh as a whole; frozen: most of the directory vanished, and nothing is taken away until it
+is back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import update
 
-from mmserver.catalog.catalog import Actor, Model, ModelStatus, Version
+from mmserver.catalog.catalog import Actor, Model, Version
 from mmserver.catalog.history import resolve_version
 from mmserver.catalog.manifests import ManifestFile, integrity_of, read_manifest
 from mmserver.catalog.publishing import Published
@@ -18,11 +18,11 @@ from mmserver.catalog.updating import (
     file_hashes,
     forget_refusals,
     gather,
-    has_refusals,
     refusals_from_problems,
     remember_all_refusals,
     replace_problems,
     set_status,
+    status_of_content,
 )
 from mmserver.catalog.watches import Watch
 from mmserver.errors import (
@@ -160,7 +160,7 @@ def _apply(
             forget_refusals(connection, model.id, _ended_refusals(model, watch, scan, observation, rewritten))
             replace_problems(connection, model.id, scan.problems, now)
             connection.execute(update(ModelRow).where(ModelRow.id == model.id).values(root_dev=scan.root_dev))
-            status: ModelStatus = "degraded" if has_refusals(connection, model.id) else "ok"
+            status = status_of_content(connection, model.id, base.groups.keys() - set(observation.gone))
             error = _frozen_error(observation) if observation.frozen else None
             set_status(connection, model.id, status="frozen" if error else status, error=error, now=now)
             if published is not None:
@@ -214,7 +214,7 @@ def _is_anything_due(model: Model, watch: Watch, scan: Scan, observation: Observ
         return True
     if (observation.frozen is not None) != (model.status == "frozen"):
         return True
-    if model.status == "stale" and not observation.pending:
+    if model.status == "stale" and model.error is not None and not observation.pending:
         return True
     content_keys = {refusal.group_key for refusal in model.refusals if refusal.is_content}
     shown = {refusal.group_key: (refusal.file, refusal.reason) for refusal in model.refusals if not refusal.is_content}

@@ -5,7 +5,7 @@ import re
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from mmserver.catalog.catalog import Actor, Model, ModelStatus
+from mmserver.catalog.catalog import Actor, Model
 from mmserver.catalog.roots import artifact_root
 from mmserver.catalog.store import Store
 from mmserver.catalog.updating import (
@@ -13,9 +13,9 @@ from mmserver.catalog.updating import (
     Progress,
     commit,
     gather,
-    has_refusals,
     replace_problems,
     set_status,
+    status_of_content,
 )
 from mmserver.errors import MmserverError, ModelNameTaken, ModelNotFound, NameInvalid, NothingParseable
 from mmserver.formats import Event
@@ -150,7 +150,7 @@ def _commit_first(
         )
         replace_problems(connection, model_id, scan.problems, now)
         connection.execute(update(ModelRow).where(ModelRow.id == model_id).values(root_dev=scan.root_dev))
-        status: ModelStatus = "degraded" if has_refusals(connection, model_id) else "ok"
+        status = status_of_content(connection, model_id, ())
         set_status(connection, model_id, status=status, error=None, now=now)
         record_audit(
             connection,

@@ -200,12 +200,16 @@ def set_status(connection: Connection, model_id: int, *, error: str | None, stat
     )
 
 
-def has_refusals(connection: Connection, model_id: int) -> bool:
-    """Whether anything in the model's directory is not served."""
-    return (
-        connection.execute(select(RefusalRow.model_id).where(RefusalRow.model_id == model_id).limit(1)).first()
-        is not None
-    )
+def status_of_content(connection: Connection, model_id: int, served: Iterable[str]) -> ModelStatus:
+    """What the refusals make of a model that serves these group keys.
+
+    stale: of something that is served the directory has other content, which is refused; degraded: something in the
+    directory is not served at all; ok: nothing is refused.
+    """
+    keys = set(connection.execute(select(RefusalRow.group_key).where(RefusalRow.model_id == model_id)).scalars())
+    if not keys:
+        return "ok"
+    return "degraded" if keys.isdisjoint(served) else "stale"
 
 
 def file_hashes(connection: Connection, model_id: int, group_keys: Sequence[str]) -> dict[str, dict[str, str]]:

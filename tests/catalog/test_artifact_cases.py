@@ -195,7 +195,7 @@ def assert_refused(opened: Any, reason: str) -> None:
     assert reason in ("", refusal.reason)
     assert refusal.reason not in ("handler_failed", "crashed")
     assert refusal.detail
-    assert opened.model.status == "degraded"
+    assert opened.model.status == "stale"
     assert opened.seed("ETH") == 1
     group = opened.group("ETH")
     assert opened.store.payloads.body(opened.model.serving, group, "json", "identity").content
@@ -318,7 +318,7 @@ def test_A4_a_flipped_byte_is_refused_or_another_valid_model_and_nothing_dies(ca
         path.write_bytes(data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :])
         polled(case)
         reasons = set(case.refusals().values())
-        assert case.model.status == ("degraded" if reasons else "ok")
+        assert case.model.status == ("stale" if reasons else "ok")
         assert not any(reason.startswith(("crashed", "handler_failed")) for reason in reasons), (at, reasons)
         content = case.store.payloads.body(case.model.serving, case.group("ETH"), "payload", "identity").content
         json.loads(content)

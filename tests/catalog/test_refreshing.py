@@ -65,7 +65,7 @@ def test_a_refusal_is_shown_until_the_file_is_good_again(registered: Any) -> Non
     path.write_bytes(BAD_MODEL)
     registered.settle()
     assert registered.refusals() == {"ETH_ret_1h": "wrong_type"}
-    assert (registered.model.status, registered.seed("ETH")) == ("degraded", 1)
+    assert (registered.model.status, registered.seed("ETH")) == ("stale", 1)
     path.write_bytes(good)
     registered.settle()
     assert (registered.refusals(), registered.model.status) == ({}, "ok")
@@ -252,7 +252,7 @@ def test_a_refresh_that_can_use_nothing_of_what_changed_says_why(registered: Any
     registered.artifacts.write("ETH_ret_1h_model.pkl", BAD_MODEL)
     with pytest.raises(ArtifactInvalid, match="wrong_type"):
         registered.refresh()
-    assert (registered.model.status, registered.seed("ETH")) == ("degraded", 1)
+    assert (registered.model.status, registered.seed("ETH")) == ("stale", 1)
 
 
 def test_unknown_names_and_read_only_stores_are_refused(registered: Any) -> None:

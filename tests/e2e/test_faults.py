@@ -59,7 +59,7 @@ def test_a_bad_file_leaves_the_last_good_content_served_and_its_reason_visible(
     else:
         path.unlink()
         path.symlink_to(tmp_path / "nowhere")
-    until(lambda: server.item(name)["status"] == "degraded", "the bad file is noticed", 10)
+    until(lambda: server.item(name)["status"] == "stale", "the bad file is noticed", 10)
     assert model_text(server, name, "BTCUSDT") == good
     page = server.client.get(f"/ui/models/{name}").text
     assert "BTCUSDT_mid_chg_1m" in page.partition("Refused")[2]
