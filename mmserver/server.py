@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import FrameType
@@ -237,10 +237,11 @@ def _supervise(settings: Settings, listener: socket.socket) -> int:
         pass
     stopping = _stop_on_signals()
     with ExitStack() as held:
+        inherited = [listener.fileno()]
         if settings.snapshot is None:
-            held.enter_context(DataDir(settings.data_dir).lock())
-        listener.set_inheritable(True)
-        workers = [_start_worker(settings, listener) for _ in range(settings.workers)]
+            # The workers hold the lock too: one that outlives a killed supervisor must not meet another server.
+            inherited.append(held.enter_context(DataDir(settings.data_dir).lock()).fileno())
+        workers = [_start_worker(settings, inherited) for _ in range(settings.workers)]
         _announce(settings, listener)
         code = 0
         while not code and not stopping.wait(RESTART_PAUSE_S):
@@ -251,7 +252,7 @@ def _supervise(settings: Settings, listener: socket.socket) -> int:
                     code = worker.returncode
                     break
                 log.error("worker %d ended with %s; starting another", worker.pid, worker.returncode)
-                workers[index] = _start_worker(settings, listener)
+                workers[index] = _start_worker(settings, inherited)
         _end(workers)
     return code
 
@@ -267,9 +268,10 @@ def _end(workers: "list[subprocess.Popen[bytes]]") -> None:
             worker.wait()
 
 
-def _start_worker(settings: Settings, listener: socket.socket) -> "subprocess.Popen[bytes]":
-    arguments = [sys.executable, "-m", "mmserver.cli.worker", str(listener.fileno())]
-    worker = subprocess.Popen(arguments, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])  # noqa: S603
+def _start_worker(settings: Settings, inherited: Sequence[int]) -> "subprocess.Popen[bytes]":
+    """A worker that gets the listening socket, the first of the descriptors, and keeps the others open."""
+    arguments = [sys.executable, "-m", "mmserver.cli.worker", str(inherited[0])]
+    worker = subprocess.Popen(arguments, stdin=subprocess.PIPE, pass_fds=inherited)  # noqa: S603
     assert worker.stdin is not None  # noqa: S101 (it was asked for)
     with contextlib.suppress(BrokenPipeError):  # it is gone already, and will be missed at the next look
         worker.stdin.write(msgspec.json.encode(settings, enc_hook=str) + b"\n")

@@ -31,6 +31,10 @@ class DataDirLock:
                 raise DataDirLocked(data_dir=str(path)) from error
             raise SettingInvalid(setting="--data-dir", reason=f"{path} cannot be locked: {error.strerror}") from error
 
+    def fileno(self) -> int:
+        """The descriptor that holds the lock; a process that inherits it holds the lock too, for as long as it lives."""
+        return self._descriptor
+
     def is_held(self) -> bool:
         """Whether the locked directory is still the one at its path, not one that was moved away or deleted."""
         if self._descriptor < 0:

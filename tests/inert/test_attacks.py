@@ -20,7 +20,7 @@ def test_an_attack_is_refused_with_its_reason(attack: tuple[bytes, str, str]) ->
     started = time.monotonic()
     with pytest.raises(Undecodable) as refused:
         decode(data)
-    assert time.monotonic() - started < 10.0
+    assert time.monotonic() - started < 30.0
     assert refused.value.reason == reason
     assert detail in refused.value.detail
     assert len(refused.value.detail) < 400
