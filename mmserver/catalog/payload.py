@@ -78,6 +78,7 @@ def payload_from_model(
         if (value := getattr(facts, name)) is not None:
             metadata[name] = value
     metadata["model"] = {
+        **_said_of_the_model(info),
         "kind": model.kind,
         "objective": model.objective,
         "n_features": model.n_features,
@@ -90,6 +91,13 @@ def payload_from_model(
         "model_json_sha256": hashlib.sha256(model_json.encode()).hexdigest(),
     }
     return Payload(model_json=model_json, metadata=metadata, dim_factors=dim_factors), None
+
+
+def _said_of_the_model(info: dict[str, Any]) -> dict[str, Any]:
+    """What the info file has under the name that our own facts take: a mapping's members beside them, else as `info`."""
+    if "model" not in info:
+        return {}
+    return info["model"] if isinstance(info["model"], dict) else {"info": info["model"]}
 
 
 def manifest_from_model(model: ModelFile, payload: Payload, factors: tuple[str, ...]) -> bytes:

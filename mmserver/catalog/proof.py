@@ -58,6 +58,8 @@ def _proven(name: str, model: ModelFile, plugins: Plugins) -> ModelFile:
 
 
 def _check_same_model(name: str, model: ModelFile, other_name: str, other: ModelFile, plugins: Plugins) -> None:
+    if other.missing is None:  # XGBoost's own file cannot say it
+        other = msgspec.structs.replace(other, missing=model.missing)
     predictor = plugins.load_predictor(other)
     if model.content == other.content or predictor is None or model.probes is None:
         return

@@ -38,11 +38,12 @@ def model_file_from_document(
     if best is not None and best + 1 < model.n_iterations:
         document = slice_iterations(document, model, best + 1)
         model = validate(document)
-    if missing is not None and not np.isnan(missing) and not np.isfinite(missing):
+    if missing is not None and abs(missing) > np.finfo(np.float32).max:
         raise Undecodable("unsupported", f"missing={missing}: an infinite missing value")
     rows = golden_rows(model, N_PROBES)
+    meant = rows if missing is None else np.where(rows == np.float32(missing), np.float32(np.nan), rows)
     inexact = supports_exactly(model)
-    outputs = {} if inexact else {"margin": Evaluator(model).margins(rows).tolist()}
+    outputs = {} if inexact else {"margin": Evaluator(model).margins(meant).tolist()}
     return ModelFile(
         kind=KIND,
         content=json_from_document(document),

@@ -1,5 +1,6 @@
 """Whether the files of a group belong together, and that whatever is wrong with one group is that group's trouble only."""
 
+import gzip
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmserver.catalog.ingest import IngestRequest, SourceFile, ingest_group
@@ -110,6 +112,46 @@ def test_one_leaf_that_differs_is_enough(ingest: Callable[..., Any], model_pickl
     tree["split_conditions"][leaf] += 0.001
     with pytest.raises(ArtifactInvalid, match="inconsistent_pair"):
         ingest(model_json=json.dumps(document).encode())
+
+
+@pytest.fixture(scope="module")
+def zero_is_missing() -> Any:
+    """An estimator for which 0, one of the probe rows' values, means missing."""
+    import xgboost
+
+    rng = np.random.default_rng(4)
+    rows = rng.integers(-3, 4, size=(300, 3)).astype(np.float32)
+    return xgboost.XGBRegressor(n_estimators=6, max_depth=3, n_jobs=1, missing=0).fit(rows, rows @ [1.0, 0.5, -2.0])
+
+
+@pytest.mark.parametrize("with_json", [False, True], ids=["pickle", "pickle and JSON"])
+def test_a_value_that_means_missing_may_be_among_the_probe_rows(
+    ingest: Callable[..., Any], zero_is_missing: Any, with_json: bool
+) -> None:
+    text = bytes(zero_is_missing.get_booster().save_raw("json")) if with_json else None
+    group = ingest(model_pkl=pickle.dumps(zero_is_missing), model_json=text)
+    manifest = json.loads(group.manifest)
+    assert manifest["missing"] == {"nan": True, "value": 0.0}
+    rows = np.array([[np.nan if x is None else x for x in row] for row in manifest["golden"]["rows"]], np.float32)
+    assert (rows == 0).any()
+    margins = np.array(manifest["golden"]["outputs"]["margin"], np.float32).ravel()
+    assert margins.tobytes() == zero_is_missing.predict(rows, output_margin=True).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        pytest.param("v3", {"info": "v3"}, id="text"),
+        pytest.param({"depth": 3, "missing": 5}, {"depth": 3, "missing": None}, id="mapping"),
+    ],
+)
+def test_what_the_info_file_says_of_the_model_stands_beside_our_own_facts(
+    ingest: Callable[..., Any], said: object, kept: dict[str, object]
+) -> None:
+    group = ingest(info_pkl=pickle.dumps({"model": said}))
+    facts = json.loads(gzip.decompress(group.payload_gzip))["metadata"]["model"]
+    assert {name: facts[name] for name in kept} == kept
+    assert facts["kind"] == "xgboost"
 
 
 def test_a_json_of_a_newer_xgboost_is_refused_naming_it(
