@@ -94,12 +94,14 @@ def _updated(store: Store, before: Group, after: Group) -> GroupDiff:
         order_only=bool(moved) and dims_before.keys() == dims_after.keys(),
         ic_shifts=_ic_shifts(old, new),
         info_changes=_info_changes(old.record.info, new.record.info),
-        model_changed=_model_sha256(old) != _model_sha256(new),
+        model_changed=_model_identity(old) != _model_identity(new),
     )
 
 
-def _model_sha256(detail: GroupDetail) -> str | None:
-    return str(detail.record.model["content_sha256"]) if detail.record.model else None
+def _model_identity(detail: GroupDetail) -> tuple[Any, Any] | None:
+    """The same trees predict something else where another value means missing."""
+    model = detail.record.model
+    return (model["content_sha256"], model["missing"]) if model else None
 
 
 def _ic_shifts(old: GroupDetail, new: GroupDetail) -> tuple[ColumnShift, ...]:

@@ -57,7 +57,10 @@ class Payloads:
         Raises:
             GroupHasNoModel: there is nothing to download.
         """
-        return f"{_payload_sha256(group)[:40]}-{form}"
+        payload_sha256 = _payload_sha256(group)
+        # a manifest says more than the payload, such as the estimator's class
+        sha256 = (group.manifest_sha256 or payload_sha256) if form == MANIFEST else payload_sha256
+        return f"{sha256[:40]}-{form}"
 
     def body(self, version: Version, group: Group, form: str, encoding: Encoding) -> PayloadBody:
         """The group's model in one form (payload, manifest, or what a converter offers) and one content encoding.

@@ -1,5 +1,6 @@
 """What differs between two versions, group by group."""
 
+import pickle
 from typing import Any
 
 import pytest
@@ -94,3 +95,11 @@ def test_a_diff_backwards_is_the_mirror(registered: Any) -> None:
     assert (forth.from_version, forth.to_version) == (back.to_version, back.from_version)
     assert [group.change for group in back.groups] == ["removed", "updated"]
     assert forth.groups[1].factors_added == back.groups[1].factors_removed
+
+
+def test_another_missing_value_is_another_model(registered: Any) -> None:
+    model = pickle.loads(registered.artifacts.model_pickles[1])
+    model.missing = -999.0
+    registered.artifacts.write("ETH_ret_1h_model.pkl", pickle.dumps(model))
+    registered.settle()
+    assert only(diff(registered)).model_changed

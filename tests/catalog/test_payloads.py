@@ -265,3 +265,13 @@ def test_what_several_miss_is_built_once() -> None:
         thread.join()
     assert (answers, built) == ([b"content"] * 8, [1])
     assert not cache._building
+
+
+def test_a_manifest_that_says_something_else_has_another_tag(served: Any) -> None:
+    before = {form: served.store.payloads.etag(served.group("BTC"), form) for form in ("payload", "manifest")}
+    bare = pickle.loads(served.artifacts.model_pickles[2]).get_booster()
+    served.artifacts.write("BTC_ret_1h_model.pkl", pickle.dumps(bare))
+    served.refresh()
+    assert json.loads(body(served, "manifest"))["details"].get("estimator") is None
+    assert served.store.payloads.etag(served.group("BTC"), "payload") == before["payload"]
+    assert served.store.payloads.etag(served.group("BTC"), "manifest") != before["manifest"]
