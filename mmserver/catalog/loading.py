@@ -66,6 +66,8 @@ def load_model(connection: Connection, row: Row[Any], previous: Model | None) ->
 def load_version(connection: Connection, model_name: str, version_id: int, near: Version | None = None) -> Version:
     """One version with all its groups; what `near`, another version of the model, has too is taken from it."""
     row = connection.execute(select(VersionRow.__table__).where(VersionRow.id == version_id)).one()
+    if near is not None and not _is_kept(connection, near):
+        near = None  # with it, retention took what tells of the groups that went after it
     if near is not None and near.seq <= row.seq:
         groups, group_keys = _groups_after(connection, row.model_id, near, row.seq)
     else:
@@ -83,6 +85,10 @@ def load_version(connection: Connection, model_name: str, version_id: int, near:
         group_keys_by_symbol=MappingProxyType(group_keys),
         factors=union_of_factors(groups.values()),
     )
+
+
+def _is_kept(connection: Connection, version: Version) -> bool:
+    return connection.execute(select(VersionRow.id).where(VersionRow.id == version.id)).first() is not None
 
 
 def changed_groups(

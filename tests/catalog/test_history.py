@@ -243,3 +243,18 @@ def test_groups_that_only_let_go_versions_had_are_let_go(history: Any, restart: 
     opened = restart(history, keep_versions=1, keep_days=0)
     apply_retention(opened.store)
     assert (n_rows(opened, GroupRow), n_rows(opened, MembershipRow)) == (3, 3)
+
+
+def test_a_process_that_slept_through_a_retention_serves_no_group_that_went(
+    history: Any, open_stores: Callable[..., Any]
+) -> None:
+    other = open_stores(keep_versions=1, keep_days=0)
+    assert "XRP_ret_1h" in other.model("alpha").serving.groups
+    history.artifacts.delete_group("XRP_ret_1h")
+    history.settle()
+    remembered = other.catalog
+    apply_retention(open_stores(keep_versions=1, keep_days=0))
+    assert other.catalog is remembered
+    assert other.follow_commits()
+    assert list(other.model("alpha").serving.groups) == list(history.model.serving.groups)
+    assert "xrp" not in other.model("alpha").serving.group_keys_by_symbol
