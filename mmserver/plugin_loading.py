@@ -4,6 +4,7 @@ Two kinds of trouble are kept apart: a contract broken for everybody (a misspelt
 start; a plugin that cannot be imported or raises in a hook is disabled and named, and the others go on.
 """
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -41,7 +42,9 @@ class PluginStatus(msgspec.Struct, frozen=True):
 class Plugins:
     """All plugins of one process. Made by `load_plugins`; every call to plugin code goes through here."""
 
-    def __init__(self, manager: pluggy.PluginManager, statuses: dict[str, PluginStatus]) -> None:
+    def __init__(self, manager: pluggy.PluginManager, statuses: dict[str, PluginStatus], identity: str) -> None:
+        self.identity = identity
+        """Another one as soon as any plugin is: what was refused before may be readable then."""
         self._manager = manager
         self._statuses = statuses
         self.formats: tuple[ArtifactFormat, ...] = tuple(self._collected("mmserver_formats"))
@@ -112,27 +115,30 @@ def load_plugins(plugins_dir: Path | None = None) -> Plugins:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     statuses: dict[str, PluginStatus] = {}
-    for name, source, load in _sources(plugins_dir):
+    identity = hashlib.sha256()
+    for name, source, revision, load in _sources(plugins_dir):
         if name in statuses:
             raise PluginInvalid(plugin=name, reason=f"found twice: {statuses[name].source} and {source}")
         statuses[name] = _register(manager, name, source, load)
+        identity.update(msgspec.json.encode([name, source, revision, statuses[name].error]))
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginInvalid(plugin=manager.get_name(error.plugin) or "?", reason=str(error)) from error
-    return Plugins(manager, statuses)
+    return Plugins(manager, statuses, identity.hexdigest())
 
 
-def _sources(plugins_dir: Path | None) -> Iterable[tuple[str, str, Callable[[], Any]]]:
+def _sources(plugins_dir: Path | None) -> Iterable[tuple[str, str, str, Callable[[], Any]]]:
+    """Name, source, revision (a distribution's version, a file's hash), and what imports it."""
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
-        yield entry.name, entry.value, entry.load
+        yield entry.name, entry.value, entry.dist.version if entry.dist else "", entry.load
     if plugins_dir is None:
         return
     if not plugins_dir.is_dir():
         raise PluginInvalid(plugin=str(plugins_dir), reason="the plugins directory does not exist")
     for path in sorted(plugins_dir.glob("*.py")):
         if not path.name.startswith("_"):
-            yield path.stem, path.name, partial(_module_from_file, path)
+            yield path.stem, path.name, _revision_of(path), partial(_module_from_file, path)
 
 
 def _register(manager: pluggy.PluginManager, name: str, source: str, load: Callable[[], Any]) -> PluginStatus:
@@ -149,6 +155,13 @@ def _register(manager: pluggy.PluginManager, name: str, source: str, load: Calla
     if not hooks:
         raise PluginInvalid(plugin=name, reason="it implements no hook; is @hookimpl missing?")
     return PluginStatus(name=name, source=source, hooks=hooks)
+
+
+def _revision_of(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:  # importing it will say why
+        return ""
 
 
 def _module_from_file(path: Path) -> ModuleType:

@@ -166,3 +166,11 @@ def test_what_a_predictor_s_loader_raises_reaches_the_caller(tmp_path: Path) -> 
 def test_nobody_predicts_with_a_kind_that_no_plugin_knows() -> None:
     model = ModelFile(kind="x", content=b"", n_features=1, n_outputs=1, objective="", library_version="")
     assert load_plugins().load_predictor(model) is None
+
+
+def test_the_identity_is_that_of_what_the_plugins_are(tmp_path: Path) -> None:
+    first = load(tmp_path, trees=claim("trees", "_trees.csv")).identity
+    assert load(tmp_path, trees=claim("trees", "_trees.csv")).identity == first
+    second = load(tmp_path, trees=claim("trees", "_trees.tsv")).identity
+    broken = load(tmp_path, trees="import not_installed_here\n").identity
+    assert len({load_plugins().identity, first, second, broken}) == 4

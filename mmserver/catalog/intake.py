@@ -1,5 +1,6 @@
 """Taking in settled groups: read to private bytes, checked against the manifest, parsed in the guarded worker, several at once."""
 
+import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,10 @@ from mmserver.watching.reading import ReadFile, read_group
 MAX_BATCH_GROUPS = 16
 MAX_BATCH_BYTES = 16 << 20
 UNREAD = "unread"
-"""Stands for the hash of files that could not even be read."""
+"""Stands for the hash of files that could not even be read, or not in time: a verdict on them is still to come."""
+CRASHED = "crashed"
+NO_VERDICT = (f"{CRASHED}(timeout", f"{CRASHED}(SIGKILL (memory", f"{CRASHED}(the zygote")
+"""The machine may have been too busy, or have killed the worker for its memory; the next start tries them again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +145,18 @@ class _Intake:
         except (ArtifactInvalid, ArtifactUnstable) as error:
             return Taken(group, files, None, error, sha256)
         sha256 = group_sha256(group.group_key, ((file.name, file.sha256) for file in used), integrity)
-        if self._refused.get(group.group_key) == sha256:
+        if self._refused.get(group.group_key) == self._refused_as(sha256):
             known = ArtifactInvalid(file=group.group_key, reason="known", detail="refused before")
-            return Taken(group, files, None, known, sha256)
+            return Taken(group, files, None, known, self._refused_as(sha256))
         with self._store.database.read() as connection:
             is_stored = stored_group_id(connection, sha256) is not None
         if is_stored:
             return Taken(group, files, GroupContent(sha256, (), integrity, None), None, sha256)
         return _Read(group, files, used, integrity, sha256)
+
+    def _refused_as(self, sha256: str) -> str:
+        """What is remembered of refused content: other plugins, or other versions of them, may be able to read it."""
+        return hashlib.sha256(f"{sha256} {self._store.plugins.identity}".encode()).hexdigest()
 
     def _parsed(self, reads: Sequence[_Read]) -> list[IngestOutcome]:
         """What the worker makes of each; if it dies over several, each gets a worker of its own."""
@@ -161,7 +169,7 @@ class _Intake:
             if len(reads) > 1:
                 return [outcome for read in reads for outcome in self._parsed([read])]
             is_crash = isinstance(error, WorkerCrashed)
-            reason = f"crashed({error.values['how']})" if isinstance(error, WorkerCrashed) else "crashed"
+            reason = f"{CRASHED}({error.values['how']})" if isinstance(error, WorkerCrashed) else CRASHED
             detail = "the worker that read it died" if is_crash else f"the worker's answer makes no sense: {error}"
             return [IngestOutcome(error=IngestError(reads[0].group.group_key, reason, detail))]
         keys = [read.group.group_key for read in reads]
@@ -169,20 +177,21 @@ class _Intake:
             outcome.group.group_key if outcome.group else key for key, outcome in zip(keys, outcomes, strict=False)
         ] != keys:
             return [
-                IngestOutcome(error=IngestError(key, "crashed", "the worker answered something else")) for key in keys
+                IngestOutcome(error=IngestError(key, CRASHED, "the worker answered something else")) for key in keys
             ]
         return outcomes
 
     def _finished(self, read: _Read, outcome: IngestOutcome) -> Taken:
         if outcome.error is not None or outcome.group is None:
-            told = outcome.error or IngestError(read.group.group_key, "crashed", "the worker said nothing of it")
+            told = outcome.error or IngestError(read.group.group_key, CRASHED, "the worker said nothing of it")
             error = ArtifactInvalid(file=told.file, reason=told.reason, detail=told.detail)
-            return Taken(read.group, read.files, None, error, read.sha256)
+            is_verdict = not told.reason.startswith(NO_VERDICT)
+            return Taken(read.group, read.files, None, error, self._refused_as(read.sha256) if is_verdict else UNREAD)
         if not _is_payload_whole(outcome.group):
             error = ArtifactInvalid(
-                file=read.group.group_key, reason="crashed", detail="the worker's payload is not whole"
+                file=read.group.group_key, reason=CRASHED, detail="the worker's payload is not whole"
             )
-            return Taken(read.group, read.files, None, error, read.sha256)
+            return Taken(read.group, read.files, None, error, self._refused_as(read.sha256))
         stored = tuple(GroupFile(file.name, self._role(file.name), file.sha256, file.data) for file in read.used)
         content = GroupContent(read.sha256, stored, read.integrity, outcome.group)
         return Taken(read.group, read.files, content, None, read.sha256)

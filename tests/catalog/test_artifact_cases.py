@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmserver.plugin_loading import load_plugins
+from mmserver.sandbox.limits import JobLimits
 from mmserver.sandbox.pool import Sandbox
 
 CANARY = "canary-of-the-artifact-cases"
@@ -559,6 +561,57 @@ def test_A43_A44_content_that_kills_the_worker_is_refused_and_not_tried_again_af
         assert counting.n_jobs == 0
         assert again.refusals() == {"ETH_ret_1h": "crashed(SIGSEGV)"}
         assert again.seed("ETH") == 1
+
+
+SLOW = """
+import time
+from mmserver import hookimpl
+
+@hookimpl(tryfirst=True)
+def mmserver_load_predictor(model):
+    if model.missing is not None:
+        time.sleep(60)
+    return None
+"""
+
+
+def test_what_could_not_be_read_in_time_is_tried_again_at_the_next_start(
+    open_alpha: Callable[..., Any], restart: Callable[..., Any], tmp_path: Path
+) -> None:
+    plugins_dir = tmp_path / "plugins"
+    plugins_dir.mkdir()
+    (plugins_dir / "slow.py").write_text(SLOW)
+    options = {"plugins_dir": str(plugins_dir)}
+    with Sandbox("mmserver.catalog.ingest:handlers", options, limits=JobLimits(wall_s=1.0)) as slow:
+        opened = open_alpha(sandbox=slow)
+        opened.artifacts.write_group("BTC_ret_1h", 0)
+        opened.register()
+        model = pickle.loads(opened.artifacts.model_pickles[1])
+        model.missing = -999.0
+        opened.artifacts.write("BTC_ret_1h_model.pkl", pickle.dumps(model))
+        opened.settle()
+        assert opened.refusals() == {"BTC_ret_1h": "crashed(timeout after 1 s)"}
+        again = restart(opened)
+        again.settle()
+        assert (again.refusals(), again.detail("BTC").record.model["missing"]) == ({}, -999.0)
+
+
+def test_what_was_refused_is_tried_again_when_the_plugins_are_others(
+    registered: Any, restart: Callable[..., Any], open_stores: Any, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    registered.artifacts.write("ETH_ret_1h_model.pkl", b"of a format that is still to come")
+    registered.settle()
+    assert list(registered.refusals()) == ["ETH_ret_1h"]
+    plugins_dir = tmp_path / "plugins"
+    plugins_dir.mkdir()
+    (plugins_dir / "another.py").write_text(SLOW)
+    open_stores.plugins = load_plugins(plugins_dir)
+    again = restart(registered, sandbox=(counting := CountingSandbox(sandbox)))
+    again.settle()
+    assert (counting.n_jobs, list(again.refusals())) == (1, ["ETH_ret_1h"])
+    third = restart(again, sandbox=(counting := CountingSandbox(sandbox)))
+    third.settle()
+    assert counting.n_jobs == 0
 
 
 def test_a_worker_that_cannot_be_started_refuses_nothing_and_the_change_is_taken_later(
