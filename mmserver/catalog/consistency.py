@@ -4,6 +4,9 @@ from mmserver.catalog.info import InfoFacts
 from mmserver.errors import ArtifactInvalid
 from mmserver.formats import FactorList, InfoRecord, ModelFile
 
+MAX_FACTORS = 100_000
+"""As many inputs as a model may have; every page and every catalog in memory lists them."""
+
 
 def factors_of_group(
     group_key: str, factor_list: tuple[str, FactorList] | None, model: ModelFile | None, facts: InfoFacts
@@ -36,6 +39,10 @@ def check_dimensions(
     source = factor_list[0] if factor_list else model_name
     if not factors:
         raise ArtifactInvalid(file=source, reason="malformed", detail="the model has no inputs")
+    if len(factors) > MAX_FACTORS:
+        raise ArtifactInvalid(
+            file=source, reason="too_large", detail=f"{len(factors)} factors, more than {MAX_FACTORS}"
+        )
     if len(set(factors)) < len(factors):
         raise ArtifactInvalid(file=source, reason="malformed", detail="a factor stands there twice")
     if model and model.n_features != len(factors):

@@ -34,6 +34,9 @@ from mmserver.plugin_loading import Plugins, load_plugins
 INGEST_REVISION = 1
 """Part of every group's identity: raise it when the same files must be read again because this module changed."""
 
+MAX_DETAIL_BYTES = 32 << 20
+"""A group's table, info and dimensions as JSON: each request for its page holds all of it in memory, several times over."""
+
 INGEST_GROUPS = "ingest_groups"
 INGEST_QUANTILES = "ingest_quantiles"
 
@@ -167,6 +170,10 @@ def ingest_group(request: IngestRequest, plugins: Plugins) -> IngestedGroup:
         dim_factors=dim_factors,
         model=_model_summary(model) if model else None,
     )
+    detail = msgspec.json.encode(record)
+    if len(detail) > MAX_DETAIL_BYTES:
+        said = f"its table and info are {len(detail)} bytes as JSON, more than {MAX_DETAIL_BYTES}"
+        raise ArtifactInvalid(file=request.group_key, reason="too_large", detail=said)
     payload, reason = payload_from_model(model, plugins, info, facts, dim_factors)
     payload_text = msgspec.json.encode(payload) if payload else None
     return IngestedGroup(
@@ -177,7 +184,7 @@ def ingest_group(request: IngestRequest, plugins: Plugins) -> IngestedGroup:
         factors=factors,
         train_samples=facts.train_samples,
         ic_mean=ic_mean(ic_table[1] if ic_table else None),
-        detail=msgspec.json.encode(record),
+        detail=detail,
         payload_gzip=gzip_splice.compress(payload_text) if payload_text else None,
         payload_sha256=hashlib.sha256(payload_text).hexdigest() if payload_text else None,
         payload_size_bytes=len(payload_text) if payload_text else 0,

@@ -65,6 +65,10 @@ FACTORS = b"momentum\nvolume\nspread\n"
         pytest.param({"model_pkl": pickle.dumps({"a": 1})}, "wrong_type", "dict", id="model is a dict"),
         pytest.param({"model_pkl": b"\x80\x04]."}, "wrong_type", "list", id="model is an empty list"),
         pytest.param({"model_pkl": None, "info_pkl": pickle.dumps({})}, "incomplete", "neither", id="info alone"),
+        pytest.param({"factors_txt": b"".join(b"f%d\n" % n for n in range(100_001)), "model_pkl": None},
+                     "too_large", "100001 factors", id="more factors than a page could list"),
+        pytest.param({"ic_csv": b"factor,note\n" + b"".join(b"f%d,%s\n" % (n, b"x" * 100_000) for n in range(400))},
+                     "too_large", "bytes as JSON", id="a table that no page could show"),
         pytest.param({"weird_txt": b"x"}, "unsupported", "no plugin", id="unclaimed"),
     ],
 )  # fmt: skip
