@@ -207,11 +207,14 @@ def reason_words() -> set[str]:
     """Every reason word in the code, wherever a file is refused."""
     found: set[str] = set()
     for path in (*(ROOT / "mmserver").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")):
-        for function in ast.walk(ast.parse(path.read_text())):
+        module = ast.parse(path.read_text())
+        constants = [node for node in module.body if isinstance(node, ast.Assign)]
+        for function in ast.walk(module):
             if isinstance(function, ast.FunctionDef):
+                assigned = [*constants, *(node for node in ast.walk(function) if isinstance(node, ast.Assign))]
                 for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
                     argument = reason_argument(call)
-                    found |= words_of(argument, function) if argument else set()
+                    found |= words_of(argument, assigned) if argument else set()
     return {word.partition("(")[0] for word in found}
 
 
@@ -223,21 +226,22 @@ def reason_argument(call: ast.Call) -> ast.expr | None:
     return call.args[at] if at is not None and len(call.args) > at else None
 
 
-def words_of(value: ast.expr, function: ast.FunctionDef) -> set[str]:
-    """The words that an expression can be; a local name is looked up in its function."""
+def words_of(value: ast.expr, assigned: list[ast.Assign]) -> set[str]:
+    """The words that an expression can be; a name is looked up in what its function and its module assign."""
     if isinstance(value, ast.Constant) and isinstance(value.value, str):
         return {value.value}
     if isinstance(value, ast.IfExp):
-        return words_of(value.body, function) | words_of(value.orelse, function)
+        return words_of(value.body, assigned) | words_of(value.orelse, assigned)
     if isinstance(value, ast.JoinedStr):
-        return words_of(value.values[0], function)
+        return words_of(value.values[0], assigned)
+    if isinstance(value, ast.FormattedValue):
+        return words_of(value.value, assigned)
     if isinstance(value, ast.Name):
-        assigned = (node for node in ast.walk(function) if isinstance(node, ast.Assign))
         return {
             word
             for node in assigned
             if any(isinstance(target, ast.Name) and target.id == value.id for target in node.targets)
-            for word in words_of(node.value, function)
+            for word in words_of(node.value, assigned)
         }
     return set()
 

@@ -39,7 +39,7 @@ from mmserver.storage.audit import record_audit
 from mmserver.storage.tables import ModelRow
 from mmserver.storage.times import text_from_datetime
 from mmserver.watching.beneath import RootHandle, open_root
-from mmserver.watching.identities import GroupFiles
+from mmserver.watching.identities import GroupFiles, Problem
 from mmserver.watching.reading import ReadFile, read_group
 from mmserver.watching.refreshing import settle_now
 from mmserver.watching.scanning import Scan
@@ -158,7 +158,7 @@ def _apply(
                 reason="refreshed",
             )
             forget_refusals(connection, model.id, _ended_refusals(model, watch, scan, observation, rewritten))
-            replace_problems(connection, model.id, scan.problems, now)
+            replace_problems(connection, model.id, _problems(scan, observation), now)
             connection.execute(update(ModelRow).where(ModelRow.id == model.id).values(root_dev=scan.root_dev))
             status = status_of_content(connection, model.id, base.groups.keys() - set(observation.gone))
             error = _frozen_error(observation) if observation.frozen else None
@@ -203,6 +203,12 @@ def _apply(
     return result, gathered
 
 
+def _problems(scan: Scan, observation: Observation) -> list[Problem]:
+    """What the scan could not use, and the groups that are being written to without end."""
+    detail = "its files have been written to for longer than watch_max_wait_s"
+    return [*scan.problems, *(Problem("never_settles", key, detail, key) for key in observation.never_settles)]
+
+
 def _newest_version(store: Store, model: Model) -> Version:
     """The state that the directory was last seen in, which after a rollback is not the one served."""
     return resolve_version(store, model.name, model.newest_label)
@@ -218,7 +224,7 @@ def _is_anything_due(model: Model, watch: Watch, scan: Scan, observation: Observ
         return True
     content_keys = {refusal.group_key for refusal in model.refusals if refusal.is_content}
     shown = {refusal.group_key: (refusal.file, refusal.reason) for refusal in model.refusals if not refusal.is_content}
-    found = refusals_from_problems(scan.problems, content_keys)
+    found = refusals_from_problems(_problems(scan, observation), content_keys)
     return shown != {key: (entry.file, entry.reason) for key, entry in found.items()}
 
 

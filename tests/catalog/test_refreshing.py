@@ -306,3 +306,16 @@ def test_hundreds_of_groups_are_stored_in_batches_and_are_one_version(
     with alpha.store.database.read() as connection:
         n_memberships = connection.execute(select(func.count()).select_from(MembershipRow)).scalar()
     assert n_memberships == 16
+
+
+def test_files_that_never_come_to_rest_are_named_until_they_do(registered: Any) -> None:
+    path = registered.artifacts.path / "ETH_ret_1h_info.pkl"
+    for seed in range(2, 8):
+        path.write_bytes(pickle.dumps(registered.artifacts.info(seed)))
+        registered.poll(registered.store.settings.watch_max_wait_s / 4)
+        path.write_bytes(pickle.dumps(registered.artifacts.info(seed + 10)))
+        registered.poll(0.0)
+    assert registered.refusals() == {"ETH_ret_1h": "never_settles"}
+    assert (registered.model.status, registered.seed("ETH")) == ("stale", 1)
+    registered.settle()
+    assert (registered.refusals(), registered.seed("ETH")) == ({}, 17)
