@@ -230,4 +230,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Refuse: before the first schema there is nothing that could hold the data."""
-    raise NotImplementedError("there is no schema before the first; delete the data directory instead")
+    raise RuntimeError("there is no schema before the first; delete the data directory instead")

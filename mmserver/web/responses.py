@@ -34,7 +34,7 @@ def _plain(value: object) -> Any:
     """What msgspec does not know by itself: read-only mappings."""
     if isinstance(value, Mapping):
         return dict(value)
-    raise NotImplementedError(f"{type(value).__name__} has no JSON form")
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def _printable(value: Any) -> Any:
