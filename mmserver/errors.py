@@ -386,6 +386,14 @@ class ModelChanged(Unavailable):
     template = "{model_name} was changed by another process at the same moment; nothing was changed here, try again"
 
 
+class Overloaded(Unavailable):
+    """More clients wait for it than `max_waiters` allows."""
+
+    code = "overloaded"
+    template = "too many wait for {what} already; nothing was changed, try again"
+    retry_after_s = 5
+
+
 class DatabaseBusy(Unavailable):
     """Another process holds the write lock."""
 

@@ -79,7 +79,7 @@ def refresh_model(
     """Look now, wait until what changed has settled, and serve it. `accept_vanished`: missing files are meant to be gone.
 
     Raises:
-        ModelNotFound, ReadOnly
+        ModelNotFound, ReadOnly, Overloaded
         StillChanging: files were being written all the time; nothing was changed.
         AmbiguousSymbols: two groups have one symbol; the last good version stays, the model's status is stale.
         DirectoryInvalid: the directory vanished, or most of it: the last good version stays, the status is frozen.
@@ -109,8 +109,10 @@ def refresh_model(
 
 
 def poll_model(store: Store, model_name: str) -> RefreshResult | None:
-    """One look of the scheduler; None when nothing was due."""
-    with store.changing(model_name):
+    """One look of the scheduler; None when nothing was due, or somebody is just changing the model."""
+    with store.changing_if_free(model_name) as is_free:
+        if not is_free:
+            return None
         model = store.model(model_name)
         watch = store.watches.watch(model)
         try:

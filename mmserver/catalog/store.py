@@ -14,7 +14,7 @@ from mmserver.catalog.catalog import Catalog, Model, Version
 from mmserver.catalog.loading import load_catalog, load_model, load_venues, load_version
 from mmserver.catalog.payloads import Payloads
 from mmserver.catalog.watches import Watches
-from mmserver.errors import ModelNotFound, ReadOnly, VersionNotFound
+from mmserver.errors import ModelNotFound, Overloaded, ReadOnly, VersionNotFound
 from mmserver.plugin_loading import Plugins
 from mmserver.sandbox.level import SandboxLevel
 from mmserver.sandbox.pool import Sandbox
@@ -145,11 +145,33 @@ class Store:
 
     @contextmanager
     def changing(self, model_name: str) -> Iterator[None]:
-        """Holds the model's lock: one change of a model at a time in this process."""
-        with self._reload_lock:
-            lock = self._model_locks.setdefault(model_name, threading.RLock())
-        with lock:
-            yield
+        """Holds the model's lock: one change of a model at a time in this process.
+
+        A change may wait long, for others or for files to settle; its thread counts as a waiting client's, so that
+        those who only read are answered meanwhile.
+
+        Raises:
+            Overloaded: somebody else is changing it, and too many wait already.
+        """
+        lock = self._model_lock(model_name)
+        with self.waiting.one_more() as may_wait:
+            if not lock.acquire(blocking=may_wait):
+                raise Overloaded(what=f"changes of {model_name}")
+            try:
+                yield
+            finally:
+                lock.release()
+
+    @contextmanager
+    def changing_if_free(self, model_name: str) -> Iterator[bool]:
+        """As `changing`, without waiting: yields False where somebody else is changing it."""
+        lock = self._model_lock(model_name)
+        is_free = lock.acquire(blocking=False)
+        try:
+            yield is_free
+        finally:
+            if is_free:
+                lock.release()
 
     def wait_for_change(self, is_changed: Callable[[Catalog], bool], timeout_s: float) -> bool:
         """Block until the condition holds for the catalog, or the time is up, or too many wait already; returns whether it holds."""
@@ -175,6 +197,10 @@ class Store:
         self.wake_waiting()
         self.sandbox.close()
         self.database.close()
+
+    def _model_lock(self, model_name: str) -> threading.RLock:
+        with self._reload_lock:
+            return self._model_locks.setdefault(model_name, threading.RLock())
 
     def _swap(self, catalog: Catalog) -> None:
         self.catalog = catalog

@@ -113,7 +113,9 @@ def poll_venue(store: Store, venue: str, pending: dict[str, FileIdentity]) -> bo
 
     `pending` is the caller's memory between polls: a changed file is read when two polls in a row see it the same.
     """
-    with store.changing(f"venue {venue}"):
+    with store.changing_if_free(f"venue {venue}") as is_free:
+        if not is_free:
+            return False
         with store.database.read() as connection:
             row = connection.execute(select(VenueRow.__table__).where(VenueRow.name == venue)).one_or_none()
         if row is None:

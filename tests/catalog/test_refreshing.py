@@ -2,7 +2,8 @@
 
 import os
 import pickle
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy import func, select
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.refreshing import refresh_model
-from mmserver.errors import AmbiguousSymbols, ArtifactInvalid, DirectoryInvalid, ModelNotFound, ReadOnly
+from mmserver.errors import AmbiguousSymbols, ArtifactInvalid, DirectoryInvalid, ModelNotFound, Overloaded, ReadOnly
 from mmserver.storage.tables import MembershipRow
 
 
@@ -319,3 +320,60 @@ def test_files_that_never_come_to_rest_are_named_until_they_do(registered: Any) 
     assert (registered.model.status, registered.seed("ETH")) == ("stale", 1)
     registered.settle()
     assert (registered.refusals(), registered.seed("ETH")) == ({}, 17)
+
+
+# --- waiting for one another ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(registered: Any) -> Iterator[Any]:
+    """Another thread is changing the model until the test ends."""
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with registered.store.changing("alpha"):
+            is_held.set()
+            is_over.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert is_held.wait(10)
+    registered.let_go = is_over.set
+    yield registered
+    is_over.set()
+    holder.join()
+
+
+def test_a_look_of_the_scheduler_does_not_wait_for_a_refresh_by_hand(held: Any) -> None:
+    held.artifacts.write_group("ETH_ret_1h", 5)
+    assert [held.poll() for _ in range(3)] == [None, None, None]
+    assert held.seed("ETH") == 1
+
+
+def test_whoever_changes_a_model_is_no_burden_on_those_who_read(held: Any) -> None:
+    counts: list[int] = []
+    seen = threading.Event()
+
+    def note(n_waiting: int) -> None:
+        counts.append(n_waiting)
+        seen.set()
+
+    held.store.waiting.on_count = note
+    second = threading.Thread(target=held.refresh)
+    second.start()
+    assert seen.wait(10)
+    assert counts[0] == 2  # the holder and the one that waits: the server has a thread more for each
+    held.let_go()
+    second.join()
+    assert counts[-1] == 0
+
+
+def test_a_change_is_refused_when_too_many_wait(held: Any) -> None:
+    held.store.waiting._limit = 1
+    with pytest.raises(Overloaded, match="alpha"):
+        held.refresh()
+
+
+def test_a_change_that_nobody_is_in_the_way_of_is_never_refused(registered: Any) -> None:
+    registered.store.waiting._limit = 0
+    assert not registered.refresh().changed
