@@ -4,6 +4,7 @@ Plugins import from here, and only from here; nothing is loaded before it is use
 """
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,23 +53,39 @@ _HOMES = {
     "QuantileTable": "mmserver.formats",
     "Scalar": "mmserver.formats",
     "Undecodable": "mmserver.errors",
-    "decode_pickle": "mmserver.inert.decoding:decode",
-    "document_from_bytes": "mmserver.trees.document",
-    "document_from_snapshot": "mmserver.trees.document",
     "hookimpl": "mmserver.hookspecs",
-    "model_file_from_document": "mmserver.trees.model_file",
     "records": "mmserver.inert.records:",
-    "scikit_learn_attributes": "mmserver.trees.model_file",
-    "to_jsonable": "mmserver.inert.jsonable",
-    "ubjson_from_model_file": "mmserver.trees.model_file",
 }
 """Where each name is at home; after a colon, what it is called there (nothing: the module itself)."""
 
+TOOLS = {
+    "decode_pickle": ("mmserver.inert.decoding", "decode"),
+    "document_from_bytes": ("mmserver.trees.document", "document_from_bytes"),
+    "document_from_snapshot": ("mmserver.trees.document", "document_from_snapshot"),
+    "model_file_from_document": ("mmserver.trees.model_file", "model_file_from_document"),
+    "scikit_learn_attributes": ("mmserver.trees.model_file", "scikit_learn_attributes"),
+    "to_jsonable": ("mmserver.inert.jsonable", "to_jsonable"),
+    "ubjson_from_model_file": ("mmserver.trees.model_file", "ubjson_from_model_file"),
+}
+"""Functions for parsers, which run in the guarded worker: the server imports a plugin, but not what these are made of."""
+
 
 def __getattr__(name: str) -> Any:
+    if name in TOOLS:
+        return _deferred(*TOOLS[name])
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'mmserver' has no attribute {name!r}")
     module_name, colon, other_name = home.partition(":")
     module = importlib.import_module(module_name)
     return module if colon and not other_name else getattr(module, other_name or name)
+
+
+def _deferred(module_name: str, name: str) -> Callable[..., Any]:
+    """The function, imported at its first call."""
+
+    def call(*args: Any, **keywords: Any) -> Any:
+        return getattr(importlib.import_module(module_name), name)(*args, **keywords)
+
+    call.__name__ = call.__qualname__ = name
+    return call

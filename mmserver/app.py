@@ -8,7 +8,7 @@ from pathlib import Path
 
 import flask
 
-from mmserver.catalog.registering import drop_unfinished
+from mmserver.catalog.leftovers import drop_unfinished
 from mmserver.catalog.store import Store
 from mmserver.errors import SettingInvalid
 from mmserver.jobs import Jobs

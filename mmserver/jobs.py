@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmserver.catalog.history import apply_retention
-from mmserver.catalog.refreshing import poll_model
 from mmserver.catalog.store import Store
-from mmserver.catalog.venues import poll_venue
 from mmserver.errors import MmserverError, ModelNotFound
 from mmserver.storage.audit import list_audit
 from mmserver.storage.lease import Lease
-from mmserver.storage.snapshots import create_snapshot, rotate_snapshots
-from mmserver.watching.identities import FileIdentity
 
 if TYPE_CHECKING:
     from mmserver.steady_scheduler import SteadyScheduler
+    from mmserver.watching.identities import FileIdentity
 
 FOLLOW_INTERVAL_S = 0.5
 MAX_SILENCE_S = 15.0
+MAX_UNWATCHED_S = 60.0  # one look may take long: a scan has 30 seconds, and new artifacts are read in it
 LEASE_INTERVAL_S = 5.0
 RETENTION_INTERVAL_S = 3600.0
 SETTLE_SLACK_S = 0.05  # clocks and sleeps may disagree by that much
@@ -40,7 +38,7 @@ class Jobs:
         self._pending_venues: dict[str, FileIdentity] = {}
         self._scheduler: SteadyScheduler | None = None
         self._starting = threading.Thread(target=self._start, name="jobs-start", daemon=True)
-        self._looked_at = time.monotonic()
+        self._looked_at = self._watched_at = time.monotonic()
         self._snapshot_audit_id = -1
         self._stopping = threading.Event()
 
@@ -58,16 +56,25 @@ class Jobs:
             self._contained("release", self._lease.release)()
 
     def check(self) -> Mapping[str, Any]:
-        """For `/readyz`: `failing` when nothing was looked at for so long that what is served may be out of date."""
-        silence_s = time.monotonic() - self._looked_at
-        status = "ok" if silence_s < MAX_SILENCE_S else "failing"
-        return {"status": status, "runs_watch": self._holds_lease, "silence_s": round(silence_s, 1)}
+        """For `/readyz`: `failing` when nothing runs at all, so that even others' commits are missed; `degraded` when the
+        directories were not looked at for long, as on a file system that does not answer.
+        """
+        now = time.monotonic()
+        silence_s, unwatched_s = now - self._looked_at, now - self._watched_at
+        settings = self._store.settings
+        runs_watch = self._holds_lease and settings.watch_enabled and not self._store.read_only
+        is_stuck = runs_watch and unwatched_s > MAX_UNWATCHED_S + 3 * settings.watch_interval_s
+        status = "failing" if silence_s >= MAX_SILENCE_S else "degraded" if is_stuck else "ok"
+        found = {"status": status, "runs_watch": self._holds_lease, "silence_s": round(silence_s, 1)}
+        return {**found, "unwatched_s": round(unwatched_s, 1)} if runs_watch else found
 
     def watch(self) -> None:
         """One look at everything that is watched; one model's trouble is not another's.
 
         What is found changing is looked at again as soon as it can have settled, not only at the next interval.
         """
+        from mmserver.catalog.venues import poll_venue
+
         models = self._store.catalog.models
         for model_name in models:
             self._contained(f"model {model_name}", partial(self._poll, model_name))()
@@ -77,11 +84,14 @@ class Jobs:
                 self._contained(f"model {model_name}", partial(self._poll, model_name))()
         for venue in list(self._store.catalog.venues):
             self._contained(f"venue {venue}", partial(poll_venue, self._store, venue, self._pending_venues))()
+        self._watched_at = time.monotonic()
 
     def snapshot(self) -> None:
         """Take a snapshot and let the oldest go; nothing, if nothing was changed since the last one."""
         if self._snapshots_dir is None:
             return
+        from mmserver.storage.snapshots import create_snapshot, rotate_snapshots
+
         with self._store.database.read() as connection:
             newest = next(iter(list_audit(connection, 1)), None)
         newest_id = newest.id if newest else 0
@@ -115,6 +125,8 @@ class Jobs:
         self._looked_at = time.monotonic()
 
     def _poll(self, model_name: str) -> None:
+        from mmserver.catalog.refreshing import poll_model
+
         try:
             poll_model(self._store, model_name)
         except ModelNotFound:
@@ -137,6 +149,8 @@ class Jobs:
         def run() -> None:
             if self._holds_lease:
                 contained()
+            else:
+                self._watched_at = time.monotonic()  # somebody else's duty, until the lease comes here
 
         return run
 

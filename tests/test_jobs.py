@@ -216,3 +216,15 @@ def test_a_snapshot_that_failed_is_taken_at_the_next_occasion(make_jobs: Callabl
     jobs.snapshot()
     jobs.snapshot()
     assert len(list(snapshots.glob("*.snapshot"))) == 1
+
+
+def test_the_check_tells_when_one_look_does_not_come_to_its_end(
+    make_jobs: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = make_jobs()
+    jobs.watch()
+    assert jobs.check()["status"] == "ok"
+    now = time.monotonic()
+    monkeypatch.setattr("mmserver.jobs.time.monotonic", lambda: now + 100)
+    monkeypatch.setattr(jobs, "_looked_at", now + 100)
+    assert jobs.check()["status"] == "degraded"

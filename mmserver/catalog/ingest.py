@@ -5,6 +5,7 @@ not able to read here.
 """
 
 import hashlib
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,14 @@ MAX_DETAIL_BYTES = 32 << 20
 INGEST_GROUPS = "ingest_groups"
 INGEST_QUANTILES = "ingest_quantiles"
 
+_PRELOADED = (
+    "lz4.frame",
+    "mmserver.inert.decoding",
+    "mmserver.inert.jsonable",
+    "mmserver.trees.document",
+    "mmserver.trees.model_file",
+    "xgboost",
+)
 ParsedT = TypeVar("ParsedT")
 _PARSED_TYPE: dict[str, type] = {
     "factors": FactorList,
@@ -114,9 +123,10 @@ class IngestOutcome(msgspec.Struct, frozen=True, kw_only=True):
 def handlers(options: dict[str, Any]) -> Mapping[str, Callable[[bytes], bytes]]:
     """The worker's jobs, MessagePack in and out; `options` may name a `plugins_dir`.
 
-    XGBoost is imported here once, so that each job starts with it in memory.
+    XGBoost and what parsers are made of are imported here once, so that each job, which can open no file, has them in memory.
     """
-    import xgboost  # noqa: F401
+    for module_name in _PRELOADED:
+        importlib.import_module(module_name)
 
     plugins_dir = options.get("plugins_dir")
     plugins = load_plugins(Path(plugins_dir) if plugins_dir else None)

@@ -2,7 +2,7 @@
 
 import re
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, update
 from sqlalchemy.exc import IntegrityError
 
 from mmserver.catalog.catalog import Actor, Model
@@ -21,7 +21,7 @@ from mmserver.errors import MmserverError, ModelNameTaken, ModelNotFound, NameIn
 from mmserver.formats import Event
 from mmserver.storage.audit import record_audit
 from mmserver.storage.blobs import delete_orphan_blobs
-from mmserver.storage.tables import MembershipRow, ModelRow, VersionRow
+from mmserver.storage.tables import MembershipRow, ModelRow
 from mmserver.storage.times import text_from_datetime
 from mmserver.watching.beneath import open_root
 from mmserver.watching.names import ArtifactNames
@@ -94,14 +94,6 @@ def check_name(model_name: str) -> None:
     if not _NAME.fullmatch(model_name):
         reason = "1 to 128 letters, digits, '_', '-' and '.', beginning with a letter, a digit or '_'"
         raise NameInvalid(model_name=model_name[:200], reason=reason)
-
-
-def drop_unfinished(store: Store) -> None:
-    """Clear away what a registration left that was killed; only for the process that holds the data directory."""
-    with store.database.write() as connection:
-        unfinished = delete(ModelRow).where(~select(VersionRow.id).where(VersionRow.model_id == ModelRow.id).exists())
-        if connection.execute(unfinished).rowcount:
-            delete_orphan_blobs(connection)
 
 
 def _reserve(store: Store, model_name: str, root_path: str) -> int:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 from sqlalchemy.exc import NoResultFound
@@ -13,7 +15,6 @@ from sqlalchemy.exc import NoResultFound
 from mmserver.catalog.catalog import Catalog, Model, Version
 from mmserver.catalog.loading import load_catalog, load_model, load_venues, load_version
 from mmserver.catalog.payloads import Payloads
-from mmserver.catalog.watches import Watches
 from mmserver.errors import ModelNotFound, Overloaded, ReadOnly, VersionNotFound
 from mmserver.plugin_loading import Plugins
 from mmserver.sandbox.level import SandboxLevel
@@ -21,6 +22,9 @@ from mmserver.sandbox.pool import Sandbox
 from mmserver.settings import Settings
 from mmserver.storage.database import Database
 from mmserver.storage.tables import ModelRow
+
+if TYPE_CHECKING:
+    from mmserver.catalog.watches import Watches
 
 log = logging.getLogger(__name__)
 _MAX_OLD_VERSIONS = 16
@@ -51,7 +55,6 @@ class Store:
         self.read_only = read_only
         self.now = now
         self.payloads = Payloads(database, plugins, settings.payload_cache_bytes)
-        self.watches = Watches(database, settings, plugins)
         self.waiting = WaitingClients(settings.max_waiters)
         self.catalog = Catalog()
         self.tested_level: SandboxLevel | None = None
@@ -62,6 +65,14 @@ class Store:
         self._old_versions_lock = threading.Lock()
         self._seen_data_version = database.data_version()
         self.reload()
+
+    @cached_property
+    def watches(self) -> "Watches":
+        """What this process knows of the watched directories; made, and its modules imported, by the first look at one."""
+
+        from mmserver.catalog.watches import Watches
+
+        return Watches(self.database, self.settings, self.plugins)
 
     def reload(self) -> None:
         """Read what is committed and serve it; what did not change is kept as the objects that it is."""

@@ -1,11 +1,13 @@
-"""`/api/models`: watched directories, registered, listed, refreshed and removed."""
+"""`/api/models`: watched directories, registered, listed, refreshed and removed.
+
+What changes models is imported when the first change is asked for; a process that only reads starts without it.
+"""
 
 from datetime import datetime
 
 import flask
 import msgspec
 
-from mmserver.catalog import refreshing, registering
 from mmserver.catalog.catalog import Catalog, Model
 from mmserver.errors import ModelNotFound
 from mmserver.web.current import current_actor, current_store
@@ -94,10 +96,12 @@ def list_models() -> flask.Response:
 
 
 @blueprint.post("/api/models")
-def register_model() -> flask.Response:
+def post_model() -> flask.Response:
     """Register a directory under a name; answers when its artifacts are served."""
     body = read_body(flask.request, RegisterModel)
-    model = registering.register_model(current_store(), body.model_name, body.root_path, current_actor())
+    from mmserver.catalog.registering import register_model
+
+    model = register_model(current_store(), body.model_name, body.root_path, current_actor())
     location = flask.url_for("models.get_model", model_name=model.name)
     return json_response(item_from_model(model), 201, {"Location": location})
 
@@ -122,16 +126,20 @@ def get_model(model_name: str) -> flask.Response:
 
 
 @blueprint.delete("/api/models/<model_name>")
-def remove_model(model_name: str) -> flask.Response:
+def delete_model(model_name: str) -> flask.Response:
     """Forget the model; its directory is not touched."""
-    registering.remove_model(current_store(), model_name, current_actor())
+    from mmserver.catalog.registering import remove_model
+
+    remove_model(current_store(), model_name, current_actor())
     return flask.Response(status=204)
 
 
 @blueprint.post("/api/models/<model_name>/refresh")
-def refresh_model(model_name: str) -> flask.Response:
+def post_refresh(model_name: str) -> flask.Response:
     """Look at the directory now. `?accept_vanished=true` lets a frozen model lose what is gone."""
-    result = refreshing.refresh_model(
+    from mmserver.catalog.refreshing import refresh_model
+
+    result = refresh_model(
         current_store(), model_name, current_actor(), accept_vanished=query_flag(flask.request, "accept_vanished")
     )
     return json_response(

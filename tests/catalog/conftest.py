@@ -13,8 +13,9 @@ import pytest
 
 from mmserver.catalog.catalog import Actor, Catalog, Group, Model
 from mmserver.catalog.groups import GroupDetail, find_group, group_detail
+from mmserver.catalog.leftovers import drop_unfinished
 from mmserver.catalog.refreshing import RefreshResult, poll_model, refresh_model
-from mmserver.catalog.registering import drop_unfinished, register_model
+from mmserver.catalog.registering import register_model
 from mmserver.catalog.store import Store
 from mmserver.plugin_loading import Plugins, load_plugins
 from mmserver.sandbox.limits import JobLimits
