@@ -33,7 +33,10 @@ from mmserver.formats import (
 from mmserver.plugin_loading import Plugins, load_plugins
 
 INGEST_REVISION = 1
-"""Part of every group's identity: raise it when the same files must be read again because this module changed."""
+"""Part of every group's identity: raise it when this module makes something else of the same files.
+
+Groups that are loaded keep what they have until one of their files changes; whoever raises it has to see to that first.
+"""
 
 MAX_DETAIL_BYTES = 32 << 20
 """A group's table, info and dimensions as JSON: each request for its page holds all of it in memory, several times over."""
