@@ -27,6 +27,7 @@ from mmserver.watching.reading import ReadFile, read_group
 
 MAX_BATCH_GROUPS = 16
 MAX_BATCH_BYTES = 16 << 20
+MAX_TOLD_CHARS = 2000
 UNREAD = "unread"
 """Stands for the hash of files that could not even be read, or not in time: a verdict on them is still to come."""
 CRASHED = "crashed"
@@ -168,23 +169,22 @@ class _Intake:
         except (WorkerCrashed, Invalid, msgspec.MsgspecError) as error:
             if len(reads) > 1:
                 return [outcome for read in reads for outcome in self._parsed([read])]
-            is_crash = isinstance(error, WorkerCrashed)
-            reason = f"{CRASHED}({error.values['how']})" if isinstance(error, WorkerCrashed) else CRASHED
-            detail = "the worker that read it died" if is_crash else f"the worker's answer makes no sense: {error}"
+            if isinstance(error, WorkerCrashed):
+                reason, detail = f"{CRASHED}({error.values['how']})", "the worker that read it died"
+            else:
+                reason, detail = CRASHED, f"the worker's answer makes no sense: {error}"
             return [IngestOutcome(error=IngestError(reads[0].group.group_key, reason, detail))]
         keys = [read.group.group_key for read in reads]
-        if [
-            outcome.group.group_key if outcome.group else key for key, outcome in zip(keys, outcomes, strict=False)
-        ] != keys:
-            return [
-                IngestOutcome(error=IngestError(key, CRASHED, "the worker answered something else")) for key in keys
-            ]
+        if not _are_answers_for(keys, outcomes):
+            told = "the worker answered something else"
+            return [IngestOutcome(error=IngestError(key, CRASHED, told)) for key in keys]
         return outcomes
 
     def _finished(self, read: _Read, outcome: IngestOutcome) -> Taken:
         if outcome.error is not None or outcome.group is None:
             told = outcome.error or IngestError(read.group.group_key, CRASHED, "the worker said nothing of it")
-            error = ArtifactInvalid(file=told.file, reason=told.reason, detail=told.detail)
+            file, reason, detail = (text[:MAX_TOLD_CHARS] for text in (told.file, told.reason, told.detail))
+            error = ArtifactInvalid(file=file, reason=reason, detail=detail)
             is_verdict = not told.reason.startswith(NO_VERDICT)
             return Taken(read.group, read.files, None, error, self._refused_as(read.sha256) if is_verdict else UNREAD)
         if not _is_payload_whole(outcome.group):
@@ -218,6 +218,14 @@ class _Intake:
             if directory not in self._manifests:
                 self._manifests[directory] = read_manifest(self._root, directory)
             return self._manifests[directory]
+
+
+def _are_answers_for(group_keys: Sequence[str], outcomes: Sequence[IngestOutcome]) -> bool:
+    """Whether the worker answered for these groups, one each and in order."""
+    return len(outcomes) == len(group_keys) and all(
+        outcome.group is None or outcome.group.group_key == key
+        for key, outcome in zip(group_keys, outcomes, strict=True)
+    )
 
 
 def _is_payload_whole(group: IngestedGroup) -> bool:

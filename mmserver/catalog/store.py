@@ -69,7 +69,6 @@ class Store:
     @cached_property
     def watches(self) -> "Watches":
         """What this process knows of the watched directories; made, and its modules imported, by the first look at one."""
-
         from mmserver.catalog.watches import Watches
 
         return Watches(self.database, self.settings, self.plugins)

@@ -14,6 +14,7 @@ import pytest
 from mmserver.catalog.ingest import IngestRequest, SourceFile, ingest_group
 from mmserver.errors import ArtifactInvalid
 from mmserver.plugin_loading import Plugins, load_plugins
+from mmserver.sandbox.pool import Sandbox
 
 MODEL = "BTC_ret_1h_model.pkl"
 
@@ -288,3 +289,34 @@ def test_retraining_real_artifacts_is_one_version_with_every_group_updated(alpha
     result = alpha.refresh()
     assert len(result.updated) == 3
     assert alpha.model.status == "ok"
+
+
+LYING_WORKER = """
+import msgspec
+
+def make(options):
+    def answer(request):
+        n_asked = len(msgspec.msgpack.decode(request))
+        lie = {"error": {"file": "f" * 100_000, "reason": "torn", "detail": "told"}, "group": None}
+        return msgspec.msgpack.encode([lie] * (n_asked + options["n_more"]))
+    return {"ingest_groups": answer}
+"""
+
+
+@pytest.mark.parametrize(("n_more", "reason"), [(1, "crashed"), (-1, "crashed"), (0, "torn")])
+def test_a_worker_that_answers_for_other_groups_refuses_those_it_was_asked_for(
+    open_alpha: Callable[..., Any], restart: Callable[..., Any], tmp_path: Path, n_more: int, reason: str
+) -> None:
+    (tmp_path / "lying_worker.py").write_text(LYING_WORKER)
+    opened = open_alpha()
+    for group_key in ("BTC_ret_1h", "ETH_ret_1h"):
+        opened.artifacts.write_group(group_key, 1)
+    opened.register()
+    with Sandbox("lying_worker:make", {"n_more": n_more}, extra_paths=[tmp_path]) as lying:
+        again = restart(opened, sandbox=lying)
+        for group_key in ("BTC_ret_1h", "ETH_ret_1h"):
+            again.artifacts.write_group(group_key, 2)
+        again.settle()
+        assert again.refusals() == {"BTC_ret_1h": reason, "ETH_ret_1h": reason}
+        assert (again.seed("BTC"), again.seed("ETH")) == (1, 1)
+        assert all(len(refusal.file) <= 2000 for refusal in again.model.refusals)
