@@ -117,15 +117,20 @@ def apply_retention(store: Store) -> int:
     dropped = 0
     for model in store.catalog.models.values():
         with store.changing(model.name), store.database.write() as connection:
-            seqs = connection.execute(
-                select(VersionRow.seq).where(VersionRow.model_id == model.id).order_by(VersionRow.seq.desc())
-            ).scalars().all()  # fmt: skip
-            kept = set(seqs[: store.settings.keep_versions])
+            oldest_kept_seq = connection.execute(
+                select(VersionRow.seq)
+                .where(VersionRow.model_id == model.id)
+                .order_by(VersionRow.seq.desc())
+                .offset(store.settings.keep_versions - 1)
+                .limit(1)
+            ).scalar()
+            if oldest_kept_seq is None:
+                continue  # it has fewer
             served = _served_version_id(connection, model.id)
             doomed = connection.execute(
                 delete(VersionRow).where(
                     VersionRow.model_id == model.id,
-                    VersionRow.seq.not_in(kept),
+                    VersionRow.seq < oldest_kept_seq,
                     VersionRow.created_at < oldest,
                     VersionRow.id != served,
                 )
