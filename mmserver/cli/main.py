@@ -20,7 +20,7 @@ from mmserver.errors import (
 
 COMMANDS = {
     "serve": ("mmserver.cli.serve", "Start the server."),
-    "models": ("mmserver.cli.models", "Watched models: add, list, refresh, versions, rollback, diff, remove."),
+    "models": ("mmserver.cli.models", "Watched models, their directories and versions."),
     "venues": ("mmserver.cli.venues", "Order quantiles of venues: set, show."),
     "snapshot": ("mmserver.cli.snapshots", "Backups of the whole state: create, list, verify, restore."),
     "db": ("mmserver.cli.db", "The database: upgrade, check."),
