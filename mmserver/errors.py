@@ -68,6 +68,27 @@ class Invalid(MmserverError):
     template = "invalid input"
 
 
+class Unprocessable(MmserverError):
+    """The request is well-formed, but the model cannot work with it; correct what is named."""
+
+    code = "unprocessable"
+    template = "unprocessable"
+
+
+class TooLarge(MmserverError):
+    """Send less at once."""
+
+    code = "too_large"
+    template = "too large"
+
+
+class PreconditionFailed(MmserverError):
+    """It was changed meanwhile; read it again, then decide."""
+
+    code = "precondition_failed"
+    template = "precondition failed"
+
+
 class Forbidden(MmserverError):
     """This instance or this caller may not do that."""
 
@@ -170,6 +191,13 @@ class SnapshotNotFound(NotFound):
     template = "no snapshot is at {path}"
 
 
+class SymbolArchived(Gone):
+    """The symbol's artifacts were taken away; versions that have it still predict when they are named."""
+
+    code = "symbol_archived"
+    template = "{model_name} no longer has {symbol!r}; its last version with it is {version}"
+
+
 # --- conflict -----------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +244,13 @@ class SettingInvalid(Invalid):
 
     code = "setting_invalid"
     template = "{setting}: {reason}"
+
+
+class HostUnknown(Invalid):
+    """The request is addressed to a host that is not one of `trusted_hosts`."""
+
+    code = "host_unknown"
+    template = "the Host header names none of this server's names"
 
 
 class RequestInvalid(Invalid):
@@ -332,6 +367,57 @@ class ExtraMissing(Invalid):
     template = "{what} needs packages that are not installed; run: pip install 'mmserver[{extra}]'"
 
 
+# --- what a model cannot work with --------------------------------------------------------------------------------------
+
+
+class FieldsInvalid(Unprocessable):
+    """A field of a prediction request is missing or of the wrong type; `errors` names each one."""
+
+    code = "fields_invalid"
+    template = "{reason}"
+
+    def __init__(self, reason: str, errors: list[dict[str, str]]) -> None:
+        super().__init__(reason=reason, errors=errors)
+
+
+class FeaturesInvalid(Unprocessable):
+    """The features are not the model's: a wrong count, unknown or missing names, values that are not finite."""
+
+    code = "features_invalid"
+    template = "{reason}"
+
+    def __init__(self, reason: str, errors: list[dict[str, str]]) -> None:
+        super().__init__(reason=reason, errors=errors)
+
+
+class ModelAmbiguous(Unprocessable):
+    """Several models have the symbol and none of them is the default."""
+
+    code = "model_ambiguous"
+    template = "{symbol} is served by {model_names}; name the model_name"
+
+
+class NotExplainable(Unprocessable):
+    """The model's library gives no contributions."""
+
+    code = "not_explainable"
+    template = "{model_name} cannot explain its predictions: {reason}"
+
+
+class TooManyRows(TooLarge):
+    """The request asks for more rows than one request may."""
+
+    code = "too_many_rows"
+    template = "{n_rows} rows are more than the {limit} that one request may have; send several requests"
+
+
+class VersionChanged(PreconditionFailed):
+    """`If-Match` names a state that is not the current one."""
+
+    code = "version_changed"
+    template = "{what} is at {current} now; nothing was changed"
+
+
 # --- forbidden, unavailable, exhausted, corrupt -------------------------------------------------------------------------
 
 
@@ -347,6 +433,28 @@ class CrossSite(Forbidden):
 
     code = "cross_site"
     template = "changes are taken from this server's own pages only"
+
+
+class PredictorUnloadable(Unavailable):
+    """The stored model cannot be loaded for prediction; the log has the reason."""
+
+    code = "predictor_unloadable"
+    template = "{group_key} cannot be loaded: {reason}"
+    retry_after_s = 5
+
+
+class DeadlinePassed(Unavailable):
+    """The request waited longer for a thread than the deadline allows."""
+
+    code = "deadline_passed"
+    template = "the request waited {waited_s:.1f} s for a thread; it was not worked on"
+
+
+class QueueFull(Unavailable):
+    """More requests wait for a thread than the queue holds."""
+
+    code = "queue_full"
+    template = "{n_waiting} requests wait already"
 
 
 class NotReady(Unavailable):
@@ -441,3 +549,10 @@ class BlobCorrupt(Corrupt):
 
     code = "blob_corrupt"
     template = "the stored blob {sha256} is damaged: {reason}"
+
+
+class PredictionNotFinite(Corrupt):
+    """The model gave something that is not a finite number; it is never passed on as a prediction."""
+
+    code = "prediction_not_finite"
+    template = "{group_key} gave {value} for {output}"

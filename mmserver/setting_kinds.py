@@ -91,6 +91,21 @@ def _boolean(value: object) -> bool:
     return _BOOLEANS[word]
 
 
+def number(low: float) -> Kind:
+    """Finite numbers of `low` or more."""
+
+    def parse(value: object) -> float:
+        try:
+            found = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        except OverflowError as error:
+            raise ValueError from error
+        if not (math.isfinite(found) and found >= low):
+            raise ValueError
+        return found
+
+    return Kind(f"a number of {low:g} or more", parse)
+
+
 def one_of(*words: str) -> Kind:
     """One of `words`, in any case; comes out as spelt here."""
 
@@ -128,6 +143,35 @@ def _host(value: object) -> str:
     return value
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 512:
+        raise ValueError
+    return value.strip()
+
+
+def _names(value: object) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        raise ValueError
+    names = tuple(name for name in map(_text, parts) if name)
+    if not names:
+        raise ValueError
+    return names
+
+
+def _numbers_by_name(value: object) -> Mapping[str, float]:
+    if isinstance(value, str):
+        pairs = [part.rpartition("=") for part in value.split(",") if part.strip()]
+        value = {name.strip(): digits.strip() for name, _, digits in pairs}
+    if not isinstance(value, Mapping) or not value or not all(isinstance(name, str) and name for name in value):
+        raise ValueError
+    read = number(0).parse
+    return {name: read(digits) for name, digits in value.items()}
+
+
+TEXT = Kind("a word", _text)
+NAMES = Kind("one or more names, separated by commas (in TOML a list)", _names)
+NUMBERS_BY_NAME = Kind("pairs such as name=0.001, separated by commas (in TOML a table)", _numbers_by_name)
 BOOLEAN = Kind("true or false (also yes, no, on, off, 1, 0)", _boolean)
 PATH = Kind("a path", _path)
 PATHS = Kind(f"one or more directories, separated by {os.pathsep!r} (in TOML a list)", _paths)

@@ -15,7 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from mmserver.errors import SettingInvalid
-from mmserver.setting_kinds import BOOLEAN, HOST, PATH, PATHS, Kind, duration, one_of, size, size_text, whole
+from mmserver.setting_kinds import (
+    BOOLEAN,
+    HOST,
+    NAMES,
+    NUMBERS_BY_NAME,
+    PATH,
+    PATHS,
+    TEXT,
+    Kind,
+    duration,
+    number,
+    one_of,
+    size,
+    size_text,
+    whole,
+)
 
 PREFIX = "MMSERVER_"
 CONFIG_FILE_NAME = "mmserver.toml"
@@ -60,6 +75,32 @@ class Settings:
     workers: int = _setting(whole(1, 64), 1, "Server processes that share the port.")
     threads: int = _setting(whole(1, 256), 8, "Threads that answer requests, in each process.")
     max_body_bytes: int = _setting(size(1024), 8 * 2**20, "The largest request body that is read.")
+    max_queue: int = _setting(
+        whole(1, 1_000_000), 256, "Requests that may wait for a thread, in each process; one more is answered 503."
+    )
+    request_deadline_s: float = _setting(
+        duration(0.1),
+        30.0,
+        "How long a client may take to send a request or to take its answer, and a request may wait.",
+    )
+    connection_limit: int = _setting(
+        whole(1, 100_000),
+        1000,
+        "Connections that are open at the same time, in each process; others wait to be let in.",
+    )
+    trusted_hosts: tuple[str, ...] = _setting(
+        NAMES, (), "Host names that requests may be addressed to, separated by commas; none named means any.",
+        default_text="any",
+    )  # fmt: skip
+    probe_port: int = _setting(
+        whole(0, 65535), 0, "A second port that answers `/livez` and `/readyz` only, whatever the load; 0 none."
+    )
+    inline: bool = _setting(
+        BOOLEAN, True, "Answer predictions that take well under a millisecond without handing them to a thread."
+    )
+    pin_cpus: bool = _setting(
+        BOOLEAN, True, "Keep each process on one CPU, where the platform allows; what it starts is free to use all."
+    )
     max_waiters: int = _setting(whole(0, 100_000), 200, "Clients that may long-poll for a new model at the same time.")
 
     data_dir: Path = _setting(PATH, Path("data"), "Where all state is kept; one server at a time uses it.")
@@ -101,6 +142,25 @@ class Settings:
         "Do not start unless the guard of these processes reaches this level: `rlimits-only` limits memory, time and files; "
         "`partial` also filters system calls; `full` is every step, each proven by an attack at start.",
     )
+
+    default_model: str = _setting(
+        TEXT, "", "The model that predicts where a request names none and several have the symbol, and for `/invocations`.",
+        default_text="none",
+    )  # fmt: skip
+    dead_band: float = _setting(
+        number(0), 0.0, "An expected return of this size or smaller, up or down, is HOLD.", default_text="`0`"
+    )
+    dead_bands: Mapping[str, float] = _setting(
+        NUMBERS_BY_NAME, dict, "The same for single models: `name=0.001, other=0`.", default_text="none"
+    )
+    max_rows: int = _setting(whole(1, 10_000_000), 65536, "Rows that one request may ask predictions for.")
+    predictor_cache_bytes: int = _setting(
+        size(0), 2**30, "Memory for loaded predictors; the least recently used go first."
+    )
+    warm: tuple[str, ...] = _setting(
+        NAMES, (), "Models to load at start and after each change, separated by commas; `all` for all of them.",
+        default_text="none",
+    )  # fmt: skip
 
     payload_cache_bytes: int = _setting(size(0), 2**30, "Compressed model payloads held in memory.")
     keep_versions: int = _setting(whole(1, 1_000_000), 50, "Versions of a watched model that are always kept.")

@@ -12,7 +12,7 @@ import msgspec
 from mmserver.cli.logs import configure_logging
 from mmserver.cli.main import exit_code
 from mmserver.errors import MmserverError
-from mmserver.server import serve_as_worker
+from mmserver.server.running import serve_as_worker
 from mmserver.settings import Settings
 
 log = logging.getLogger("mmserver.worker")

@@ -9,8 +9,20 @@ import flask_compress
 from mmserver.catalog.store import Store
 from mmserver.errors import PluginInvalid
 from mmserver.plugin_loading import Plugins
-from mmserver.web import assets, errors, figures, health, models, pages, payloads, symbols, venues, versions
-from mmserver.web.current import STORE_KEY
+from mmserver.web import (
+    assets,
+    errors,
+    figures,
+    health,
+    late_routes,
+    models,
+    pages,
+    payloads,
+    symbols,
+    venues,
+    versions,
+)
+from mmserver.web.current import SERVING_KEY, STORE_KEY, LateServing
 from mmserver.web.framing import ResponseFrame
 from mmserver.web.same_site import refuse_cross_site
 
@@ -23,6 +35,7 @@ def register_web(
     `checks` are shown by `/readyz` besides those of the store: what only the application knows, such as its scheduler.
     """
     app.extensions[STORE_KEY] = store
+    app.extensions[SERVING_KEY] = LateServing(store)
     app.extensions[assets.ASSETS_KEY] = assets.load_assets()
     app.extensions[health.CHECKS_KEY] = {**health.store_checks(store), **checks}
     app.config["MAX_CONTENT_LENGTH"] = store.settings.max_body_bytes
@@ -34,7 +47,7 @@ def register_web(
     app.config["COMPRESS_REGISTER"] = False
     compress.init_app(app)
     app.after_request(lambda response: _compressed(compress, response))
-    for part in (models, symbols, versions, payloads, venues, pages, assets, health):
+    for part in (models, symbols, versions, payloads, venues, pages, assets, health, late_routes):
         app.register_blueprint(part.blueprint)
     for added in plugins.blueprints():
         try:

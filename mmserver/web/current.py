@@ -1,12 +1,43 @@
 """What the request at hand works with: the store, and who is asking."""
 
+import threading
+from typing import TYPE_CHECKING
+
 import flask
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.store import Store
 from mmserver.web.framing import REQUEST_ID_KEY
 
+if TYPE_CHECKING:
+    from mmserver.serving.predictions import Serving
+
 STORE_KEY = "mmserver.store"
+SERVING_KEY = "mmserver.serving"
+
+
+class LateServing:
+    """Makes the prediction service, and imports what it is made of, at the first call; one for all threads."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._serving: Serving | None = None
+
+    def __call__(self) -> "Serving":
+        if self._serving is None:
+            with self._lock:
+                if self._serving is None:
+                    from mmserver.serving.predictions import Serving
+
+                    self._serving = Serving(self._store)
+        return self._serving
+
+
+def current_serving() -> "Serving":
+    """What this application predicts with."""
+    serving: Serving = flask.current_app.extensions[SERVING_KEY]()
+    return serving
 
 
 def current_store() -> Store:

@@ -18,7 +18,7 @@ from werkzeug.exceptions import HTTPException
 
 from mmserver import errors
 from mmserver.web.framing import REQUEST_ID_KEY
-from mmserver.web.responses import json_bytes, printable_text
+from mmserver.web.responses import JSON_MEDIA_TYPE, json_bytes, printable_text
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ STATUS_BY_BRANCH: dict[type[errors.MmserverError], HTTPStatus] = {
     errors.Gone: HTTPStatus.GONE,
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.Invalid: HTTPStatus.BAD_REQUEST,
+    errors.Unprocessable: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.PreconditionFailed: HTTPStatus.PRECONDITION_FAILED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Exhausted: HTTPStatus.INSUFFICIENT_STORAGE,
@@ -97,8 +100,7 @@ def problem_from_error(error: errors.MmserverError) -> Problem:
     status = status_of(type(error))
     detail = _meaning(type(error)) if status == HTTPStatus.INTERNAL_SERVER_ERROR else _shortened(str(error))
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.Unavailable) else {}
-    places = error.values.get("errors") if isinstance(error, errors.RequestInvalid) else None
-    return Problem(status, error.code, detail, places or [], headers)
+    return Problem(status, error.code, detail, error.values.get("errors", []), headers)
 
 
 def problem_from_http_error(error: HTTPException) -> Problem:
@@ -132,6 +134,12 @@ def _response(problem: Problem) -> flask.Response:
     if wants_page(flask.request):
         page = printable_text(flask.render_template("error.html", problem=body))
         return flask.Response(page, problem.status, problem.headers, content_type="text/html; charset=utf-8")
+    if flask.request.path == "/v2" or flask.request.path.startswith("/v2/"):
+        said = {"error": problem.detail, "code": problem.code, "request_id": body["request_id"]}
+        return flask.Response(json_bytes(said), problem.status, problem.headers, content_type=JSON_MEDIA_TYPE)
+    if flask.request.path.endswith("/invocations"):
+        said = {"error_code": problem.code.upper(), "message": problem.detail, "request_id": body["request_id"]}
+        return flask.Response(json_bytes(said), problem.status, problem.headers, content_type=JSON_MEDIA_TYPE)
     return flask.Response(json_bytes(body), problem.status, problem.headers, content_type=PROBLEM_MEDIA_TYPE)
 
 
@@ -139,7 +147,7 @@ def wants_page(request: flask.Request) -> bool:
     """Whether a person is asking: for a page of ours, or outside the API with HTML preferred."""
     if request.path == "/" or request.path.startswith("/ui/"):
         return True
-    if request.path.startswith("/api/"):
+    if request.path.startswith(("/api/", "/v2", "/predict", "/invocations")):
         return False
     return request.accept_mimetypes.best_match(["application/json", "text/html"], "application/json") == "text/html"
 

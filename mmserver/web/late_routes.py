@@ -1,0 +1,89 @@
+"""Routes whose modules are imported at their first request: what serving pages and payloads can start without.
+
+A view is named `module:function`; it takes the rule's arguments and returns a response, like any other.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flask
+
+blueprint = flask.Blueprint("late", __name__)
+
+
+class LateRoute(NamedTuple):
+    """One route: its method, its rule and where its view is."""
+
+    method: str
+    rule: str
+    view: str
+
+
+_PREDICTIONS = "mmserver.web.predictions"
+_LISTINGS = "mmserver.web.model_listings"
+_V2 = "mmserver.web.open_inference"
+_INVOCATIONS = "mmserver.web.invocations"
+_OPENAPI = "mmserver.web.openapi"
+
+LATE_ROUTES: tuple[LateRoute, ...] = (
+    LateRoute("POST", "/predict", f"{_PREDICTIONS}:post_predict"),
+    LateRoute("POST", "/predict/batch", f"{_PREDICTIONS}:post_predict_batch"),
+    LateRoute("POST", "/api/ml/predict", f"{_PREDICTIONS}:post_ml_predict"),
+    LateRoute("POST", "/api/ml/predict/batch", f"{_PREDICTIONS}:post_ml_predict_batch"),
+    LateRoute("GET", "/api/ml/models", f"{_LISTINGS}:get_ml_models"),
+    LateRoute("POST", "/api/ml/models/reload", f"{_LISTINGS}:post_ml_reload"),
+    LateRoute("POST", "/api/ml/models/<model_name>/reload", f"{_LISTINGS}:post_ml_model_reload"),
+    LateRoute("GET", "/api/ml/health", f"{_LISTINGS}:get_ml_health"),
+    LateRoute("GET", "/health", f"{_LISTINGS}:get_health"),
+    LateRoute("GET", "/models", f"{_LISTINGS}:get_models"),
+    LateRoute("GET", "/models/<model_name>/versions", f"{_LISTINGS}:get_model_versions"),
+    LateRoute("GET", "/v2", f"{_V2}:get_server"),
+    LateRoute("GET", "/v2/", f"{_V2}:get_server"),
+    LateRoute("GET", "/v2/health/live", f"{_V2}:get_live"),
+    LateRoute("GET", "/v2/health/ready", f"{_V2}:get_ready"),
+    LateRoute("GET", "/v2/models", f"{_V2}:get_models"),
+    LateRoute("GET", "/v2/models/stats", f"{_V2}:get_all_stats"),
+    LateRoute("GET", "/v2/models/<name>", f"{_V2}:get_model"),
+    LateRoute("GET", "/v2/models/<name>/versions/<version>", f"{_V2}:get_model"),
+    LateRoute("GET", "/v2/models/<name>/ready", f"{_V2}:get_model_ready"),
+    LateRoute("GET", "/v2/models/<name>/versions/<version>/ready", f"{_V2}:get_model_ready"),
+    LateRoute("POST", "/v2/models/<name>/infer", f"{_V2}:post_infer"),
+    LateRoute("POST", "/v2/models/<name>/versions/<version>/infer", f"{_V2}:post_infer"),
+    LateRoute("GET", "/v2/models/<name>/config", f"{_V2}:get_config"),
+    LateRoute("GET", "/v2/models/<name>/versions/<version>/config", f"{_V2}:get_config"),
+    LateRoute("GET", "/v2/models/<name>/stats", f"{_V2}:get_stats"),
+    LateRoute("GET", "/v2/models/<name>/versions/<version>/stats", f"{_V2}:get_stats"),
+    LateRoute("POST", "/v2/repository/index", f"{_V2}:post_index"),
+    LateRoute("POST", "/v2/repository/models/<name>/load", f"{_V2}:post_load"),
+    LateRoute("POST", "/v2/repository/models/<name>/unload", f"{_V2}:post_unload"),
+    LateRoute("POST", "/invocations", f"{_INVOCATIONS}:post_invocations"),
+    LateRoute("POST", "/models/<model_name>/invocations", f"{_INVOCATIONS}:post_model_invocations"),
+    LateRoute("POST", "/models/<model_name>/versions/<version>/invocations", f"{_INVOCATIONS}:post_model_invocations"),
+    LateRoute("GET", "/ping", f"{_INVOCATIONS}:get_ping"),
+    LateRoute("GET", "/version", f"{_INVOCATIONS}:get_version"),
+    LateRoute("GET", "/openapi.json", f"{_OPENAPI}:get_openapi"),
+    LateRoute("GET", "/docs", f"{_OPENAPI}:get_docs"),
+    LateRoute("GET", "/redoc", f"{_OPENAPI}:get_redoc"),
+)
+
+
+def late_view(view: str) -> Callable[..., flask.Response]:
+    """The view, imported when it is first called."""
+    module_name, _, name = view.partition(":")
+
+    def call(**arguments: Any) -> flask.Response:
+        response: flask.Response = getattr(importlib.import_module(module_name), name)(**arguments)
+        return response
+
+    call.__name__ = name
+    return call
+
+
+for _route in LATE_ROUTES:
+    blueprint.add_url_rule(
+        _route.rule,
+        endpoint=f"{_route.method} {_route.rule}".replace(".", "_"),
+        view_func=late_view(_route.view),
+        methods=[_route.method],
+    )
