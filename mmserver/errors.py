@@ -128,6 +128,13 @@ class ModelNotFound(NotFound):
     template = "no model is named {model_name!r}"
 
 
+class NoDefaultModel(NotFound):
+    """The request names no model, `default_model` is not set, and there is not exactly one."""
+
+    code = "no_default_model"
+    template = "{n_found} predictors could be meant; set default_model to MODEL.SYMBOL, or name it: /models/MODEL.SYMBOL/invocations"
+
+
 class VersionNotFound(NotFound):
     """The model has no such version, or had none at that time."""
 
