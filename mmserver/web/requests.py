@@ -6,6 +6,8 @@ duplicate names and non-finite numbers refused, then types. Unknown fields are i
 
 import json
 import re
+from collections import Counter
+from collections.abc import Container
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
@@ -38,22 +40,42 @@ def read_body(request: flask.Request, body_type: type[Body]) -> Body:
         RequestEntityTooLarge: it is larger than the server reads.
         RequestInvalid: it is not strict JSON, or a field is missing or of the wrong type.
     """
-    _require_plain_json(request)
-    return body_from_bytes(request.get_data(cache=False), body_type)
+    return body_from_bytes(read_json_bytes(request), body_type)
+
+
+def read_json_bytes(request: flask.Request, also: Container[str] = ()) -> bytes:
+    """The request's body, declared as JSON or as one of the media types in `also`; "" is none declared at all.
+
+    Raises:
+        UnsupportedMediaType: it is declared as something else, in another charset, or compressed.
+        RequestEntityTooLarge: it is larger than the server reads.
+    """
+    if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType("send the body uncompressed, without Content-Encoding")
+    media_type = request.mimetype
+    if (
+        media_type != "application/json"
+        and not (media_type.startswith("application/") and media_type.endswith("+json"))
+        and media_type not in also
+    ):
+        raise UnsupportedMediaType("send the body as Content-Type: application/json")
+    if request.mimetype_params.get("charset", "utf-8").lower() not in ("utf-8", "utf8"):
+        raise UnsupportedMediaType("send the body in UTF-8")
+    return request.get_data(cache=False)
 
 
 def body_from_bytes(data: bytes, body_type: type[Body]) -> Body:
     """Strict JSON text as the given type; see `read_body`."""
     document = strict_json(data)
     if not isinstance(document, dict):
-        _refuse("the body must be a JSON object", "", f"Expected `object`, got `{_json_kind(document)}`")
+        refuse_body("the body must be a JSON object", "", f"Expected `object`, got `{json_kind(document)}`")
     try:
         return msgspec.json.decode(data, type=body_type)
     except msgspec.ValidationError as error:
-        errors = _field_errors(document, body_type) or [_place(str(error))]
-        raise RequestInvalid(reason=_summary(errors), errors=errors) from error
+        errors = field_errors(document, body_type) or [place_from_message(str(error))]
+        raise RequestInvalid(reason=error_summary(errors), errors=errors) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        _refuse("the body is not valid JSON", "", str(error), error)
+        refuse_body("the body is not valid JSON", "", str(error), error)
 
 
 def strict_json(data: bytes) -> Any:
@@ -63,34 +85,22 @@ def strict_json(data: bytes) -> Any:
         RequestInvalid: empty, not UTF-8, too deep, malformed, duplicate names, NaN, Infinity, numbers beyond a double, NUL.
     """
     if data.startswith(b"\xef\xbb\xbf"):
-        _refuse("the body is not valid JSON", "", "starts with a byte order mark")
+        refuse_body("the body is not valid JSON", "", "starts with a byte order mark")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        _refuse("the body is not valid UTF-8", "", f"invalid byte at offset {error.start}", error)
+        refuse_body("the body is not valid UTF-8", "", f"invalid byte at offset {error.start}", error)
     if not text.strip():
-        _refuse("the body is empty", "", "Expected `object`")
+        refuse_body("the body is empty", "", "Expected `object`")
     _check_depth(data)
     if _NUL_ESCAPE.search(data):
-        _refuse("the body is not acceptable JSON", "", "a string contains NUL")
+        refuse_body("the body is not acceptable JSON", "", "a string contains NUL")
     try:
         return json.loads(
             text, object_pairs_hook=_object, parse_constant=_non_finite, parse_float=_finite, parse_int=_bounded
         )
     except (ValueError, RecursionError) as error:
-        _refuse("the body is not valid JSON", "", str(error), error)
-
-
-def _require_plain_json(request: flask.Request) -> None:
-    if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-        raise UnsupportedMediaType("send the body uncompressed, without Content-Encoding")
-    media_type = request.mimetype
-    if media_type != "application/json" and not (
-        media_type.startswith("application/") and media_type.endswith("+json")
-    ):
-        raise UnsupportedMediaType("send the body as Content-Type: application/json")
-    if request.mimetype_params.get("charset", "utf-8").lower() not in ("utf-8", "utf8"):
-        raise UnsupportedMediaType("send the body in UTF-8")
+        refuse_body("the body is not valid JSON", "", str(error), error)
 
 
 def _check_depth(data: bytes) -> None:
@@ -102,7 +112,7 @@ def _check_depth(data: bytes) -> None:
         if character in b"[{":
             depth += 1
             if depth > MAX_JSON_DEPTH:
-                _refuse("the body is not acceptable JSON", "", f"nested deeper than {MAX_JSON_DEPTH} levels")
+                refuse_body("the body is not acceptable JSON", "", f"nested deeper than {MAX_JSON_DEPTH} levels")
         elif character in b"]}":
             depth -= 1
 
@@ -110,9 +120,8 @@ def _check_depth(data: bytes) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        _refuse("the body is not acceptable JSON", twice[:100], "the name is given twice")
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        refuse_body("the body is not acceptable JSON", twice[:100], "the name is given twice")
     return document
 
 
@@ -133,7 +142,7 @@ def _bounded(digits: str) -> int:
     return int(digits)
 
 
-def _field_errors(document: dict[str, Any], body_type: type[Body]) -> list[dict[str, str]]:
+def field_errors(document: dict[str, Any], body_type: type[msgspec.Struct]) -> list[dict[str, str]]:
     """Every field that does not fit; the decoder itself stops at the first."""
     errors = []
     for field in msgspec.structs.fields(body_type):
@@ -144,29 +153,33 @@ def _field_errors(document: dict[str, Any], body_type: type[Body]) -> list[dict[
         try:
             msgspec.convert(document[field.encode_name], field.type)
         except msgspec.ValidationError as error:
-            place = _place(str(error))
+            place = place_from_message(str(error))
             deeper = place["loc"] if place["loc"].startswith("[") or not place["loc"] else "." + place["loc"]
             errors.append({"loc": field.encode_name + deeper, "msg": place["msg"]})
     return errors
 
 
-def _place(message: str) -> dict[str, str]:
+def place_from_message(message: str) -> dict[str, str]:
+    """What msgspec says about a value that does not fit, as `loc` and `msg`."""
     match = _MSGSPEC_PLACE.fullmatch(message)
     return {"loc": (match and match["loc"]) or "", "msg": match["msg"] if match else message}
 
 
-def _summary(errors: list[dict[str, str]]) -> str:
+def error_summary(errors: list[dict[str, str]]) -> str:
+    """Every place with its message, in one line."""
     return "; ".join(f"{error['loc']}: {error['msg']}" if error["loc"] else error["msg"] for error in errors)
 
 
-def _json_kind(value: object) -> str:
+def json_kind(value: object) -> str:
+    """What JSON calls the value, as msgspec's messages do."""
     if isinstance(value, bool):
         return "bool"
-    kinds = {list: "array", str: "str", int: "int", float: "float", type(None): "null"}
+    kinds = {dict: "object", list: "array", str: "str", int: "int", float: "float", type(None): "null"}
     return kinds.get(type(value), "unknown")
 
 
-def _refuse(reason: str, loc: str, msg: str, cause: Exception | None = None) -> NoReturn:
+def refuse_body(reason: str, loc: str, msg: str, cause: Exception | None = None) -> NoReturn:
+    """Refuse the whole body as JSON, with the place."""
     raise RequestInvalid(reason=f"{reason}: {msg}", errors=[{"loc": loc, "msg": msg}]) from cause
 
 
