@@ -31,11 +31,18 @@ class Group:
     manifest_sha256: str | None
     no_model_reason: str | None
     integrity: str
+    model_sha256: str | None = None
+    """SHA-256 of the model's own content; None where the payload carries it, or there is no model."""
 
     @property
     def has_model(self) -> bool:
         """Whether a model can be downloaded."""
         return self.payload_sha256 is not None
+
+    @property
+    def can_predict(self) -> bool:
+        """Whether a model is stored; some cannot be downloaded, because no plugin gives their kind as JSON."""
+        return self.payload_sha256 is not None or self.model_sha256 is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from sqlalchemy import select
 from mmserver.catalog.catalog import Group, Refusal, Version
 from mmserver.catalog.ingest import GroupRecord
 from mmserver.catalog.store import Store
+from mmserver.catalog.stored_models import group_record
 from mmserver.catalog.symbols import comparable_symbol, split_group_key
 from mmserver.errors import GroupRefused, SymbolAmbiguous, SymbolNotFound
-from mmserver.storage.blobs import get_blob
 from mmserver.storage.tables import GroupFileRow
 
 
@@ -58,7 +58,7 @@ def find_group(version: Version, symbol: str, group_key: str | None = None, refu
 def group_detail(store: Store, group: Group) -> GroupDetail:
     """The group's IC table, info, dimensions, model summary and files; reads the database."""
     with store.database.read() as connection:
-        record = msgspec.json.decode(get_blob(connection, group.detail_sha256), type=GroupRecord)
+        record = group_record(connection, group)
         rows = connection.execute(
             select(GroupFileRow.__table__).where(GroupFileRow.group_id == group.id).order_by(GroupFileRow.name)
         ).all()

@@ -16,7 +16,14 @@ import msgspec
 from mmserver.catalog import gzip_splice
 from mmserver.catalog.consistency import check_dimensions, factors_of_group
 from mmserver.catalog.info import InfoFacts, facts_from_info
-from mmserver.catalog.payload import DimFactor, dim_factors_from_table, ic_mean, manifest_from_model, payload_from_model
+from mmserver.catalog.payload import (
+    DimFactor,
+    Payload,
+    dim_factors_from_table,
+    ic_mean,
+    manifest_from_model,
+    payload_from_model,
+)
 from mmserver.catalog.proof import proven_model
 from mmserver.catalog.symbols import comparable_symbol, split_group_key
 from mmserver.errors import ArtifactInvalid, MmserverError, QuantilesInvalid, Undecodable
@@ -80,6 +87,7 @@ class IngestedGroup(msgspec.Struct, frozen=True, kw_only=True):
     """What is stored of a group.
 
     `detail` is JSON (see `GroupRecord`), `payload_gzip` the gzip of the payload's JSON in spliceable form, `manifest` JSON.
+    `model_content` is the ModelFile's, where the payload does not carry it.
     """
 
     group_key: str
@@ -95,6 +103,7 @@ class IngestedGroup(msgspec.Struct, frozen=True, kw_only=True):
     payload_size_bytes: int
     manifest: bytes | None
     no_model_reason: str | None
+    model_content: bytes | None = None
 
 
 class GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,6 +212,7 @@ def ingest_group(request: IngestRequest, plugins: Plugins) -> IngestedGroup:
         payload_size_bytes=len(payload_text) if payload_text else 0,
         manifest=manifest_from_model(model, payload, factors) if model and payload else None,
         no_model_reason=reason,
+        model_content=_content_beside(model, payload),
     )
 
 
@@ -268,6 +278,13 @@ def _only(parsed: Mapping[str, tuple[ArtifactFormat, Parsed]], kind: type[Parsed
         names = " and ".join(name for name, _ in found)
         raise ArtifactInvalid(file=found[1][0], reason="ambiguous", detail=f"{names} say the same thing; keep one")
     return found[0] if found else None
+
+
+def _content_beside(model: ModelFile | None, payload: Payload | None) -> bytes | None:
+    """What predictors load, unless it is the payload's text anyway: then it is not stored a second time."""
+    if model is None or (payload is not None and payload.model_json.encode() == model.content):
+        return None
+    return model.content
 
 
 def _model_summary(model: ModelFile) -> dict[str, Any]:

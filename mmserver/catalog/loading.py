@@ -247,6 +247,7 @@ def _group_from_row(row: Row[Any], factors: tuple[str, ...]) -> Group:
         manifest_sha256=row.manifest_sha256,
         no_model_reason=row.no_model_reason,
         integrity=row.integrity,
+        model_sha256=row.model_sha256,
     )
 
 

@@ -13,10 +13,8 @@ import zstandard
 
 from mmserver.catalog import gzip_splice
 from mmserver.catalog.catalog import Group, Version
-from mmserver.catalog.ingest import GroupRecord
-from mmserver.catalog.payload import Payload
+from mmserver.catalog.stored_models import model_kind, stored_model
 from mmserver.errors import GroupHasNoModel, NotConvertible
-from mmserver.formats import ModelFile
 from mmserver.plugin_loading import Plugins
 from mmserver.storage.blobs import get_blob, get_stored_blob
 from mmserver.storage.database import Database
@@ -101,12 +99,10 @@ class Payloads:
     def _text(self, version: Version, group: Group, form: str) -> bytes:
         if form == MANIFEST:
             return self._manifest(version, group)
-        payload_text = self._payload_text(group)
         if form == PAYLOAD:
             head, tail = _envelope(version, group)
-            return head + payload_text + tail
-        model_json = msgspec.json.decode(payload_text, type=Payload).model_json
-        model = self._model_file(group, model_json)
+            return head + self._payload_text(group) + tail
+        model = stored_model(self._database, group).model
         converter = self._plugins.converter_for(model.kind, form)
         if converter is None:
             offered = ", ".join(
@@ -123,7 +119,7 @@ class Payloads:
         return converter.media_type if converter else "application/octet-stream"
 
     def _kind(self, group: Group) -> str:
-        return self._model_file(group, "").kind
+        return model_kind(self._database, group)
 
     def _payload_text(self, group: Group) -> bytes:
         with self._database.read() as connection:
@@ -156,14 +152,6 @@ class Payloads:
                 except NotConvertible:
                     head["sha256"][form] = None
         return msgspec.json.encode({**head, **msgspec.json.decode(stored)})
-
-    def _model_file(self, group: Group, model_json: str) -> ModelFile:
-        """The stored model as converters take it."""
-        with self._database.read() as connection:
-            record = msgspec.json.decode(get_blob(connection, group.detail_sha256), type=GroupRecord)
-        described = {key: value for key, value in (record.model or {}).items() if key != "content_sha256"}
-        return msgspec.convert({**described, "type": "ModelFile", "content": model_json.encode()}, ModelFile, strict=False,
-                               builtin_types=(bytes,))  # fmt: skip
 
 
 class ByteCache:

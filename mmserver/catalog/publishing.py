@@ -256,6 +256,7 @@ def _store_group(connection: Connection, content: GroupContent) -> int:
             detail_sha256=put_blob(connection, group.detail),
             payload_sha256=group.payload_sha256,
             manifest_sha256=put_blob(connection, group.manifest) if group.manifest is not None else None,
+            model_sha256=put_blob(connection, group.model_content) if group.model_content is not None else None,
             no_model_reason=group.no_model_reason,
             integrity=content.integrity,
         )

@@ -132,6 +132,8 @@ class GroupRow(Row):
     # null: no model to serve
     payload_sha256: Mapped[str | None] = optional(Text, ForeignKey("blobs.sha256"), index=True)
     manifest_sha256: Mapped[str | None] = optional(Text, ForeignKey("blobs.sha256"), index=True)
+    # the ModelFile's content; null where the payload's model_json is that content, or there is no model
+    model_sha256: Mapped[str | None] = optional(Text, ForeignKey("blobs.sha256"), index=True)
     no_model_reason: Mapped[str | None] = optional(Text)
     integrity: Mapped[str] = required(Text)  # "verified" by a producer's manifest | "unverified"
 

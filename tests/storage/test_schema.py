@@ -31,7 +31,7 @@ def objects(path: Path) -> dict[str, tuple[str, ...]]:
         rows = raw.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     finally:
         raw.close()
-    statements = {name: " ".join(sql.split()).removesuffix(" )") for name, sql in rows}
+    statements = {name: " ".join(sql.split()).removesuffix(" )").replace(f'"{name}"', name) for name, sql in rows}
     pieces = {name: sql.replace(" ,", ",").split(", CONSTRAINT ") for name, sql in statements.items()}
     return {name: (first, *sorted(rest)) for name, (first, *rest) in pieces.items()}
 
@@ -116,7 +116,7 @@ def test_a_log_without_its_database_is_not_replaced_by_an_empty_database(data_di
     assert not data_dir.database_path.exists()
 
 
-@pytest.mark.parametrize("found", ["0002", "9999", "abc", "00001"])
+@pytest.mark.parametrize("found", ["0003", "9999", "abc", "00001"])
 def test_a_newer_schema_is_refused_and_not_a_byte_is_changed(
     database_path: Path, data_dir: DataDir, found: str
 ) -> None:
@@ -130,6 +130,26 @@ def test_a_newer_schema_is_refused_and_not_a_byte_is_changed(
     assert list(data_dir.snapshots_dir.iterdir()) == []
 
 
+def test_groups_of_the_first_schema_keep_their_rows_and_never_share_an_id(full: Database) -> None:
+    with full.write() as connection:
+        connection.execute(text("UPDATE groups SET model_sha256 = NULL"))
+    before = content(full)
+    migrate(full, lambda config: command.downgrade(config, "0001"))
+    with full.write() as connection:
+        connection.execute(text("INSERT INTO groups SELECT 99, 'gone', group_key, symbol, return_name, dim, train_samples,"
+                                " ic_mean, factors_sha256, detail_sha256, payload_sha256, manifest_sha256,"
+                                " no_model_reason, integrity FROM groups WHERE id = 1"))  # fmt: skip
+        connection.execute(text("DELETE FROM groups WHERE id = 99"))
+    migrate(full)
+    assert content(full) == before
+    with full.write() as connection:
+        row = dict(connection.execute(text("SELECT * FROM groups WHERE id = 1")).one()._mapping)
+        del row["id"]
+        table = Row.metadata.tables["groups"]
+        new_id = connection.execute(table.insert().values(**{**row, "sha256": "new"}).returning(table.c.id)).scalar()
+    assert new_id == 100
+
+
 # --- a later migration ----------------------------------------------------------------------------------------------------
 
 REBUILD_MODELS = '''
@@ -137,8 +157,8 @@ REBUILD_MODELS = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 def upgrade():
     with op.batch_alter_table("models", recreate="always") as batch:
@@ -158,7 +178,7 @@ def later(tmp_path: Path) -> Callable[[str], Path]:
     def make(then: str = "pass") -> Path:
         directory = tmp_path / "later 100%"
         directory.mkdir()
-        (directory / "0002_later.py").write_text(REBUILD_MODELS.format(then=then))
+        (directory / "0003_later.py").write_text(REBUILD_MODELS.format(then=then))
         return directory
 
     return make
@@ -188,9 +208,9 @@ def test_up_down_and_up_again_keeps_every_row_of_every_table(full: Database, lat
         assert content(full) == before
         with full.read() as connection:
             assert connection.execute(text("SELECT count(note) FROM models")).scalar() == 0
-        migrate(full, lambda config: command.downgrade(config, "0001"), version_dirs)
+        migrate(full, lambda config: command.downgrade(config, "0002"), version_dirs)
         assert content(full) == before
-    assert check_schema(full).revision == "0001"
+    assert check_schema(full).revision == "0002"
     assert set(objects(full.path)) == set(objects_before)
 
 
@@ -231,8 +251,8 @@ def test_a_migration_that_fails_changes_nothing(
 def a_later_release(monkeypatch: pytest.MonkeyPatch, later: Callable[[], Path], full: Database) -> Database:
     """This mmserver, one migration later, and a database that the earlier one left full."""
     directory = later()
-    monkeypatch.setattr(revision, "HEAD", "0002")
-    monkeypatch.setattr(schema, "HEAD", "0002")
+    monkeypatch.setattr(revision, "HEAD", "0003")
+    monkeypatch.setattr(schema, "HEAD", "0003")
     monkeypatch.setattr(schema, "migrate", lambda database: migrate(database, version_dirs=[directory]))
     return full
 
@@ -245,10 +265,10 @@ def test_an_upgrade_of_an_older_database_takes_a_verified_snapshot_first(
     with pytest.raises(SchemaOutdated, match="mmserver db upgrade"):
         check_schema(full)
     done = upgrade_database(full, data_dir.snapshots_dir, now=now)
-    assert (done.found, done.revision) == ("0001", "0002")
+    assert (done.found, done.revision) == ("0002", "0003")
     assert done.snapshot is not None
     assert [done.snapshot] == list_snapshots(data_dir.snapshots_dir)
-    assert verify_snapshot(done.snapshot.path).schema_revision == "0001"
+    assert verify_snapshot(done.snapshot.path).schema_revision == "0002"
     assert content(full) == before
     assert upgrade_database(full, data_dir.snapshots_dir, now=now).snapshot is None
 
