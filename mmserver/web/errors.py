@@ -43,11 +43,31 @@ CODE_BY_HTTP_STATUS = {
     400: ("bad_request", "The request cannot be understood."),
     404: ("not_found", "No such address."),
     405: ("method_not_allowed", "The address does not take this method; `Allow` names those that it takes."),
+    408: ("request_timeout", "The request took longer to arrive than `request_deadline_s` allows."),
     413: ("body_too_large", "The body is larger than `max_body_bytes`."),
+    414: ("uri_too_long", "The address is longer than 8 KiB."),
     415: ("unsupported_media_type", "The body is not `application/json`, not UTF-8, or compressed."),
+    431: ("headers_too_large", "The header is larger than 16 KiB, or has more than 100 lines."),
     500: ("internal", "A bug; the log has it under the `request_id`."),
+    501: ("not_implemented", "The body comes in a transfer coding other than chunks."),
+    505: ("http_version_not_supported", "The request is neither HTTP/1.0 nor HTTP/1.1."),
 }
 """Errors of HTTP itself, raised by the framework: code and meaning by status."""
+
+SCORING_CODES: Mapping[int, str] = {
+    400: "BAD_REQUEST",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    410: "RESOURCE_DOES_NOT_EXIST",
+    413: "REQUEST_LIMIT_EXCEEDED",
+    415: "BAD_REQUEST",
+    422: "INVALID_PARAMETER_VALUE",
+    500: "INTERNAL_ERROR",
+    503: "TEMPORARILY_UNAVAILABLE",
+}
+"""`error_code` under `/invocations`, by status. Source: the error codes that MLflow's clients know."""
+
+SCORING_STATUSES: Mapping[int, HTTPStatus] = {422: HTTPStatus.BAD_REQUEST}
+"""Statuses that are others under `/invocations`: whatever is wrong with a table is 400 there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,26 +150,36 @@ def _on_bug(error: Exception) -> flask.Response:
 
 
 def _response(problem: Problem) -> flask.Response:
-    body = problem.body(_request_id())
     if wants_page(flask.request):
-        page = printable_text(flask.render_template("error.html", problem=body))
+        page = printable_text(flask.render_template("error.html", problem=problem.body(_request_id())))
         return flask.Response(page, problem.status, problem.headers, content_type="text/html; charset=utf-8")
-    if flask.request.path == "/v2" or flask.request.path.startswith("/v2/"):
-        said = {"error": problem.detail, "code": problem.code, "request_id": body["request_id"]}
-        return flask.Response(json_bytes(said), problem.status, problem.headers, content_type=JSON_MEDIA_TYPE)
-    if flask.request.path.endswith("/invocations"):
-        said = {"error_code": problem.code.upper(), "message": problem.detail, "request_id": body["request_id"]}
-        return flask.Response(json_bytes(said), problem.status, problem.headers, content_type=JSON_MEDIA_TYPE)
-    return flask.Response(json_bytes(body), problem.status, problem.headers, content_type=PROBLEM_MEDIA_TYPE)
+    content, media_type = problem_content(problem, flask.request.path, _request_id())
+    return flask.Response(content, problem.status, problem.headers, content_type=media_type)
+
+
+def problem_content(problem: Problem, path: str, request_id: str) -> tuple[bytes, str]:
+    """The body in the form that clients of this path expect, and its media type."""
+    said: dict[str, Any]
+    if path == "/v2" or path.startswith("/v2/"):
+        said = {"error": problem.detail, "code": problem.code, "request_id": request_id}
+        return json_bytes(said), JSON_MEDIA_TYPE
+    if path.endswith("/invocations"):
+        said = {"error_code": problem.code.upper(), "message": problem.detail, "request_id": request_id}
+        return json_bytes(said), JSON_MEDIA_TYPE
+    return json_bytes(problem.body(request_id)), PROBLEM_MEDIA_TYPE
 
 
 def wants_page(request: flask.Request) -> bool:
     """Whether a person is asking: for a page of ours, or outside the API with HTML preferred."""
     if request.path == "/" or request.path.startswith("/ui/"):
         return True
-    if request.path.startswith(("/api/", "/v2", "/predict", "/invocations")):
+    if request.path.startswith(("/api/", "/v2", "/predict")) or _is_scoring(request.path):
         return False
     return request.accept_mimetypes.best_match(["application/json", "text/html"], "application/json") == "text/html"
+
+
+def _is_scoring(path: str) -> bool:
+    return path.endswith("/invocations")
 
 
 def _what_was_asked() -> tuple[str, str, str]:
