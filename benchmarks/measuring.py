@@ -1,14 +1,16 @@
-"""Numbers for the benchmarks: processor time and memory of processes, medians, percentiles, and tables in Markdown."""
+"""Numbers for the benchmarks: processor time and memory of processes, medians, percentiles, goals, and tables in Markdown."""
 
 import os
 import platform
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-LIBRARIES = ("flask", "waitress", "sqlalchemy", "numpy", "msgspec", "xgboost-cpu", "xgboost")
+LIBRARIES = ("flask", "waitress", "sqlalchemy", "numpy", "msgspec", "xgboost-cpu", "xgboost", "onnxruntime")
 
 
 def median(values: Iterable[float]) -> float:
@@ -23,9 +25,23 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of the process so far, with its children that have ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / TICKS_PER_S
+    """User and system time of the process and its descendants so far, with the children of each that have ended."""
+    children: dict[int, list[int]] = defaultdict(list)
+    used_s: dict[int, float] = {}
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            try:
+                fields = (directory / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            children[int(fields[1])].append(int(directory.name))
+            used_s[int(directory.name)] = sum(map(int, fields[11:15])) / TICKS_PER_S
+    total_s, found = 0.0, [pid]
+    while found:
+        one = found.pop()
+        total_s += used_s.get(one, 0.0)
+        found += children[one]
+    return total_s
 
 
 def rss_bytes(pid: int) -> int:
@@ -58,6 +74,40 @@ def _libraries() -> str:
 
     installed = {str(d.metadata["Name"]).lower() for d in distributions()}
     return ", ".join(f"{name} {version(name)}" for name in LIBRARIES if name in installed)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure and what it has to be: `at_least` or `at_most`, or neither for one that is only worth knowing."""
+
+    what: str
+    measured: float
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        """Whether it is what it has to be."""
+        return (self.at_least is None or self.measured >= self.at_least) and (
+            self.at_most is None or self.measured <= self.at_most
+        )
+
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """Its cells: the goal, the figure, what came of it."""
+        bounds = (("≥", self.at_least), ("≤", self.at_most))
+        wanted = "".join(f": {sign} {bound:,g} {self.unit}" for sign, bound in bounds if bound is not None).rstrip()
+        verdict = ("met" if self.is_met else "**missed**") if wanted else ""
+        return self.what + wanted, f"{_shown(float(self.measured))} {self.unit}".rstrip(), verdict
+
+
+GOALS_TITLE = "Goals"
+
+
+def print_goals(goals: Iterable[Goal]) -> None:
+    """The table by which a benchmark is judged."""
+    print_table(GOALS_TITLE, ("goal", "measured", ""), [goal.row for goal in goals])
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -9,36 +9,18 @@ import json
 import tempfile
 import urllib.request
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.contest import Contender, Results, Rules, interleaved, print_results
 from benchmarks.generate import generate
-from benchmarks.load import Load, put_load
-from benchmarks.measuring import cpu_s, machine, median, print_table
-from benchmarks.servers import Server, free_port, mmserver, running
+from benchmarks.load import Asked
+from benchmarks.measuring import Goal, machine, print_goals
+from benchmarks.servers import free_port, mmserver, running
 
 N_CONNECTIONS = 4
-N_ROUNDS, ROUND_S = 5, 3.0
-SMOKE_ROUNDS, SMOKE_ROUND_S = 1, 1.0
+RULES = Rules((N_CONNECTIONS,), n_rounds=5, round_s=3.0)
+SMOKE_RULES = Rules((N_CONNECTIONS,), n_rounds=1, round_s=1.0, warm_up_s=0.0)
 GZIP = {"Accept-Encoding": "gzip"}
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One thing to measure: where it is and what is asked."""
-
-    name: str
-    server: Server
-    path: str
-    headers: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Round:
-    """One turn of one contender. Units: cpu_s_per_request in s of the server's process."""
-
-    load: Load
-    cpu_s_per_request: float
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,12 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
         work = Path(temporary)
         generate(work / "artifacts", 1, "daily_5d" if is_smoke else "wide")
         contenders = _start(work, stack)
-        n_rounds, round_s = (SMOKE_ROUNDS, SMOKE_ROUND_S) if is_smoke else (N_ROUNDS, ROUND_S)
-        rounds: dict[str, list[Round]] = {contender.name: [] for contender in contenders}
-        for _ in range(n_rounds):
-            for contender in contenders:
-                rounds[contender.name].append(_measure(contender, round_s))
-    _print(rounds, n_rounds, round_s)
+        rules = SMOKE_RULES if is_smoke else RULES
+        results = interleaved(contenders, rules)
+    _print(results, [contender.name for contender in contenders], rules)
 
 
 def _start(work: Path, stack: ExitStack) -> list[Contender]:
@@ -78,43 +57,25 @@ def _start(work: Path, stack: ExitStack) -> list[Contender]:
         arguments = ["-m", "benchmarks.peers", kind, str(work / "body.gz"), str(port)]
         peers[kind] = stack.enter_context(running(arguments, port, "/", work / f"{kind}.log"))
     return [
-        Contender("mmserver", ours, path, GZIP),
-        Contender("bare waitress, same bytes", peers["bare"], "/", GZIP),
-        Contender("JSON + gzip per request", peers["naive"], "/", GZIP),
-        Contender("mmserver, 304", ours, path, GZIP | {"If-None-Match": etag}),
+        Contender("mmserver", ours, Asked(ours.url + path, GZIP)),
+        Contender("bare waitress, same bytes", peers["bare"], Asked(peers["bare"].url, GZIP)),
+        Contender("JSON + gzip per request", peers["naive"], Asked(peers["naive"].url, GZIP)),
+        Contender("mmserver, 304", ours, Asked(ours.url + path, GZIP | {"If-None-Match": etag})),
     ]
 
 
-def _measure(contender: Contender, round_s: float) -> Round:
-    before_s = cpu_s(contender.server.pid)
-    url = contender.server.url + contender.path
-    load = put_load(url, contender.headers, duration_s=round_s, n_connections=N_CONNECTIONS)
-    if load.n_failed or not load.n_requests:
-        raise SystemExit(f"{contender.name}: {load}")
-    return Round(load, (cpu_s(contender.server.pid) - before_s) / load.n_requests)
-
-
-def _print(rounds: dict[str, list[Round]], n_rounds: int, round_s: float) -> None:
-    ours = median(r.load.requests_per_s for r in rounds["mmserver"])
-    rows = []
-    for name, measured in rounds.items():
-        rate = median(r.load.requests_per_s for r in measured)
-        p50 = median(r.load.p50_s for r in measured) * 1e3
-        p99 = median(r.load.p99_s for r in measured) * 1e3
-        cpu = median(r.cpu_s_per_request for r in measured) * 1e6
-        rows.append((name, rate, p50, p99, cpu, rate / ours))
-    tool = rounds["mmserver"][0].load.tool
-    print(f"\n{machine()}; {tool}, {N_CONNECTIONS} connections, {n_rounds} interleaved rounds of {round_s:.0f} s")
-    columns = ("server", "requests/s", "p50 ms", "p99 ms", "CPU µs/request", "× mmserver")
-    print_table("Payload of a wide model by gzip", columns, rows)
-    bare, naive, not_modified = (median(r.load.requests_per_s for r in rounds[name]) for name in list(rounds)[1:])
-    goals = [
-        ("mmserver / bare waitress", ours / bare, "≥ 0.8"),
-        ("mmserver / JSON + gzip per request", ours / naive, "≥ 50"),
-        ("304 / mmserver's own 200", not_modified / ours, "≥ 1.5"),
-        ("304 / bare waitress with the body", not_modified / bare, "-"),
-    ]
-    print_table("Goals", ("ratio", "measured", "goal"), goals)
+def _print(results: Results, names: list[str], rules: Rules) -> None:
+    ours, bare, naive, not_modified = (results[name, N_CONNECTIONS].requests_per_s for name in names)
+    tool = results[names[0], N_CONNECTIONS].tool
+    print(f"\n{machine()}; {tool}, {N_CONNECTIONS} connections, {rules}")
+    print_results("Payload of a wide model by gzip", results, names, rules)
+    print_goals(
+        [
+            Goal("payload by gzip, against bare waitress with the same bytes", ours / bare, at_least=0.8, unit="×"),
+            Goal("… against JSON + gzip for every request", ours / naive, at_least=50, unit="×"),
+            Goal("304, against mmserver's own 200", not_modified / ours, at_least=1.5, unit="×"),
+        ]
+    )
 
 
 if __name__ == "__main__":

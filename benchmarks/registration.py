@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks.generate import generate
-from benchmarks.measuring import machine, print_table
+from benchmarks.measuring import Goal, machine, print_goals, print_table
 from benchmarks.startup import add_model
 
 N_GROUPS, SMOKE_GROUPS = 1000, 20
@@ -34,9 +34,11 @@ def main(arguments: list[str] | None = None) -> None:
         read_bytes = sum(p.stat().st_size for p in (work / "artifacts").iterdir())
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(f"\n{machine()}")
-    columns = ("groups", "s", "CPU s", "ms/group", "MB read", "MB stored", "goal for 1,000")
-    row = (n_groups, took_s, cpu_s, took_s / n_groups * 1e3, read_bytes / 1e6, stored_bytes / 1e6, f"< {GOAL_S} s")
+    columns = ("groups", "s", "CPU s", "ms/group", "MB read", "MB stored")
+    row = (n_groups, took_s, cpu_s, took_s / n_groups * 1e3, read_bytes / 1e6, stored_bytes / 1e6)
     print_table("First registration of groups of the `daily_5d` kind", columns, [row])
+    if n_groups == N_GROUPS:
+        print_goals([Goal("first registration of 1,000 groups", took_s, at_most=GOAL_S, unit="s")])
 
 
 if __name__ == "__main__":

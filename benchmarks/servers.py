@@ -1,5 +1,6 @@
 """Starting servers for a benchmark, each a process of its own on a free port, and ending them."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -8,12 +9,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
+"""Some import for a minute on a cold disk."""
 STOP_TIMEOUT_S = 20.0
 
 
@@ -38,30 +40,50 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(arguments: Sequence[str], port: int, ready_path: str, log_path: Path) -> Iterator[Server]:
-    """Run `python ARGUMENTS` until the end of the block; it has to answer `ready_path` first."""
+def running(
+    arguments: Sequence[str],
+    port: int,
+    ready_path: str,
+    log_path: Path,
+    *,
+    python: Path | str = sys.executable,
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Run `python ARGUMENTS` until the end of the block, with all that it starts; it has to answer `ready_path` first.
+
+    `environ`: what it has besides this environment.
+    """
     url = f"http://127.0.0.1:{port}"
+    given = clean_environ() | (environ or {})
     with log_path.open("ab") as log:
-        process = subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log, env=clean_environ())
+        process = subprocess.Popen(
+            [str(python), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=given,
+            start_new_session=True,
+        )
     try:
         _wait_until_ready(process, url + ready_path, log_path)
         yield Server(url, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(ProcessLookupError):  # what it left behind, or itself
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextmanager
-def mmserver(data_dir: Path, *options: str) -> Iterator[Server]:
+def mmserver(data_dir: Path, *options: str, environ: Mapping[str, str] | None = None) -> Iterator[Server]:
     """`mmserver serve` on that data directory."""
     port = free_port()
     call = "from mmserver.cli.main import main; main(prog_name='mmserver')"
     arguments = ["-c", call, "serve", "--data-dir", str(data_dir), "--host", "127.0.0.1", "--port", str(port)]
-    with running([*arguments, *options], port, "/livez", data_dir.with_suffix(".log")) as server:
+    log_path = data_dir.with_suffix(".log")
+    with running([*arguments, *options], port, "/livez", log_path, environ=environ) as server:
         yield server
 
 
