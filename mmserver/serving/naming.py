@@ -38,7 +38,7 @@ def split_name(model_names: Iterable[str], name: str) -> tuple[str, str | None]:
     raise ModelNotFound(model_name=name)
 
 
-def resolve_default(serving: Serving) -> Resolved:
+def resolve_default(serving: Serving, as_of: datetime | None = None) -> Resolved:
     """What is meant where a protocol names no model: `default_model`, else the only group that there is.
 
     Raises:
@@ -47,9 +47,9 @@ def resolve_default(serving: Serving) -> Resolved:
     """
     default = serving.store.settings.default_model
     if default:
-        return resolve_name(serving, default)
+        return resolve_name(serving, default, None, as_of)
     model_name, symbol = _only_group(serving.store.catalog)
-    return serving.resolve(symbol, model_name)
+    return serving.resolve(symbol, model_name, None, as_of)
 
 
 def _only_group(catalog: Catalog) -> tuple[str, str]:
@@ -57,7 +57,7 @@ def _only_group(catalog: Catalog) -> tuple[str, str]:
         (model.name, group.symbol)
         for model in catalog.models.values()
         for group in model.serving.groups.values()
-        if group.has_model
+        if group.can_predict
     ]
     if len(found) != 1:
         raise NoDefaultModel(n_found=len(found))

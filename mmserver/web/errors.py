@@ -66,9 +66,6 @@ SCORING_CODES: Mapping[int, str] = {
 }
 """`error_code` under `/invocations`, by status. Source: the error codes that MLflow's clients know."""
 
-SCORING_STATUSES: Mapping[int, HTTPStatus] = {422: HTTPStatus.BAD_REQUEST}
-"""Statuses that are others under `/invocations`: whatever is wrong with a table is 400 there."""
-
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -154,7 +151,9 @@ def _response(problem: Problem) -> flask.Response:
         page = printable_text(flask.render_template("error.html", problem=problem.body(_request_id())))
         return flask.Response(page, problem.status, problem.headers, content_type="text/html; charset=utf-8")
     content, media_type = problem_content(problem, flask.request.path, _request_id())
-    return flask.Response(content, problem.status, problem.headers, content_type=media_type)
+    is_unfit_table = problem.status == HTTPStatus.UNPROCESSABLE_ENTITY and _is_scoring(flask.request.path)
+    status = HTTPStatus.BAD_REQUEST if is_unfit_table else problem.status  # that protocol knows no 422
+    return flask.Response(content, status, problem.headers, content_type=media_type)
 
 
 def problem_content(problem: Problem, path: str, request_id: str) -> tuple[bytes, str]:
@@ -163,8 +162,11 @@ def problem_content(problem: Problem, path: str, request_id: str) -> tuple[bytes
     if path == "/v2" or path.startswith("/v2/"):
         said = {"error": problem.detail, "code": problem.code, "request_id": request_id}
         return json_bytes(said), JSON_MEDIA_TYPE
-    if path.endswith("/invocations"):
-        said = {"error_code": problem.code.upper(), "message": problem.detail, "request_id": request_id}
+    if _is_scoring(path):
+        error_code = SCORING_CODES.get(problem.status, problem.code.upper())
+        said = {"error_code": error_code, "message": problem.detail, "code": problem.code, "request_id": request_id}
+        if problem.errors:
+            said["errors"] = problem.errors
         return json_bytes(said), JSON_MEDIA_TYPE
     return json_bytes(problem.body(request_id)), PROBLEM_MEDIA_TYPE
 
