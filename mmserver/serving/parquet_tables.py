@@ -43,9 +43,9 @@ def table_from_parquet(data: bytes) -> Table:
     except ImportError as error:
         raise ExtraMissing(what="reading Parquet", extra="parquet") from error
     try:
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), page_checksum_verification=True)
         schema, n_rows = file.schema_arrow, file.metadata.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         malformed("", f"not a Parquet file: {_first_line(error)}", error)
 
     def read(names: Sequence[str]) -> list[Numbers]:
@@ -58,7 +58,7 @@ def table_from_parquet(data: bytes) -> Table:
             return [
                 found.column(name).cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False) for name in names
             ]
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
             malformed("", f"the Parquet file is damaged: {_first_line(error)}", error)
 
     return _ParquetTable(distinct_names(schema.names, "the columns"), n_rows, read)
