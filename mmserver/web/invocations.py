@@ -1,0 +1,110 @@
+"""The scoring protocol that MLflow and SageMaker share: a table in, `{"predictions": [...]}` out.
+
+`/invocations` is for the default model, `/models/{name}/invocations` for any, where the name is `{model}.{symbol}`, or
+`{model}` alone if that has one group, and may end in `@` and a version.
+"""
+
+import importlib.metadata
+from typing import Any
+
+import flask
+from werkzeug.exceptions import UnsupportedMediaType
+
+from mmserver.errors import ExtraMissing
+from mmserver.formats import FloatRows
+from mmserver.serving.naming import resolve_default, resolve_name
+from mmserver.serving.predictions import Resolved, Serving
+from mmserver.serving.tables import Table, rows_from_table, table_from_csv, table_from_scoring
+from mmserver.web.current import current_serving, current_store
+from mmserver.web.plain_json import strict_document
+from mmserver.web.requests import query_time
+from mmserver.web.responses import JSON_MEDIA_TYPE, json_response
+
+CSV_MEDIA_TYPE = "text/csv"
+PARQUET_MEDIA_TYPE = "application/vnd.apache.parquet"
+PARQUET_MEDIA_TYPES = frozenset({PARQUET_MEDIA_TYPE, "application/x-parquet"})
+"""The registered one, and the one that SageMaker's clients send."""
+JSON_MEDIA_TYPES = frozenset({JSON_MEDIA_TYPE, "", "application/x-www-form-urlencoded"})
+"""Besides JSON itself none at all, and what `curl -d` says of anything."""
+PREDICTION = "prediction"
+"""The output that is what the model's library itself predicts."""
+BARE_BODY = "\n"
+
+
+def post_invocations() -> flask.Response:
+    """Predictions of the default model."""
+    as_of = query_time(flask.request, "as_of")
+    return _answer(resolve_default(current_serving(), as_of))
+
+
+def post_model_invocations(model_name: str, version: str | None = None) -> flask.Response:
+    """Predictions of the model that is named."""
+    as_of = query_time(flask.request, "as_of")
+    if version is None and "@" in model_name:
+        model_name, _, version = model_name.rpartition("@")
+    return _answer(resolve_name(current_serving(), model_name, version, as_of))
+
+
+def get_ping() -> flask.Response:
+    """200 where something can be predicted, else 404; the body is one empty line."""
+    models = current_store().catalog.models.values()
+    is_able = any(group.can_predict for model in models for group in model.serving.groups.values())
+    return flask.Response(BARE_BODY, 200 if is_able else 404, content_type=JSON_MEDIA_TYPE)
+
+
+def get_version() -> flask.Response:
+    """This program's version as bare text."""
+    return flask.Response(importlib.metadata.version("mmserver"), content_type="text/plain; charset=utf-8")
+
+
+def _answer(resolved: Resolved) -> flask.Response:
+    serving = current_serving()
+    rows = rows_from_table(_table(flask.request), resolved.group.factors, max_rows=serving.store.settings.max_rows)
+    return json_response(
+        {"predictions": _predictions(serving, resolved, rows)}, headers={"X-Model-Version": resolved.version.label}
+    )
+
+
+def _table(request: flask.Request) -> Table:
+    """The table in the body.
+
+    Raises:
+        UnsupportedMediaType: it is declared as something that is not read here, in another charset, or compressed.
+        RequestInvalid: it is not what it is declared as.
+    """
+    if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType("send the body uncompressed, without Content-Encoding")
+    parameters = request.mimetype_params
+    if parameters.get("charset", "utf-8").lower() not in ("utf-8", "utf8"):
+        raise UnsupportedMediaType("send the body in UTF-8")
+    media_type = request.mimetype
+    if media_type in JSON_MEDIA_TYPES:
+        return table_from_scoring(strict_document(request.get_data(cache=False)))
+    if media_type == CSV_MEDIA_TYPE:
+        if parameters.get("header", "present") != "present":
+            raise UnsupportedMediaType("CSV without a header line is not read: columns are matched by name")
+        return table_from_csv(request.get_data(cache=False))
+    if media_type in PARQUET_MEDIA_TYPES:
+        return _table_from_parquet(request)
+    raise UnsupportedMediaType(
+        f"send the body as Content-Type: {JSON_MEDIA_TYPE}, {CSV_MEDIA_TYPE} or {PARQUET_MEDIA_TYPE}"
+    )
+
+
+def _table_from_parquet(request: flask.Request) -> Table:
+    from mmserver.serving.parquet_tables import table_from_parquet
+
+    try:
+        return table_from_parquet(request.get_data(cache=False))
+    except ExtraMissing as error:
+        raise UnsupportedMediaType(str(error)) from error
+
+
+def _predictions(serving: Serving, resolved: Resolved, rows: FloatRows) -> list[Any]:
+    """What the model's library predicts for each row: a number, or several where it gives several, such as probabilities."""
+    if not len(rows):
+        return []
+    outputs = serving.run(resolved, rows)
+    found = outputs[PREDICTION] if PREDICTION in outputs else next(iter(outputs.values()))
+    listed: list[Any] = (found[:, 0] if found.shape[1] == 1 else found).tolist()
+    return listed
