@@ -1,7 +1,8 @@
 """Order-size thresholds by venue: set from a file, watched like models, never overwritten by a bad one."""
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mmserver.errors import (
     VenueNotFound,
     VenueSymbolNotFound,
     VenueUnknown,
+    VersionChanged,
     WorkerCrashed,
 )
 from mmserver.formats import QuantileTable
@@ -68,11 +70,22 @@ def venue_symbol(venue: Venue, symbol: str) -> tuple[str, float, float]:
     return (name, *venue.symbols[name])
 
 
-def set_quantiles(store: Store, venue: str, pkl_path: str, by: Actor) -> Venue:
+def table_sha256(symbols: Mapping[str, tuple[float, float]]) -> str:
+    """Names a table of thresholds: the same for the same content, whichever file it came from."""
+    return hashlib.sha256(msgspec.json.encode(dict(symbols))).hexdigest()
+
+
+def set_quantiles(
+    store: Store, venue: str, pkl_path: str, by: Actor, only_if: Callable[[str | None], bool] | None = None
+) -> Venue:
     """Read a venue's thresholds from a file, which is watched from now on.
+
+    `only_if` is asked, before anything is read and again in the change's own transaction, about the `table_sha256` that is in
+    force, None where there is none.
 
     Raises:
         VenueUnknown, OutsideRoots, ReadOnly
+        VersionChanged: `only_if` said no; the venue keeps what it had.
         QuantilesInvalid: the file cannot be used; the venue keeps what it had.
     """
     store.check_writable()
@@ -83,10 +96,13 @@ def set_quantiles(store: Store, venue: str, pkl_path: str, by: Actor) -> Venue:
     except DirectoryInvalid as error:
         raise QuantilesInvalid(file=f"pkl_path {pkl_path!r}", reason=error.values["reason"]) from error
     with store.changing(f"venue {venue}"):
+        with store.database.read() as connection:
+            _check_table(connection, venue, only_if)
         read = _read(store, path)
         table = _parsed(store, path, read)
         now = text_from_datetime(store.now())
         with store.database.write() as connection:
+            _check_table(connection, venue, only_if)
             quantiles_id = _store_table(connection, venue, read, table, now)
             values = {
                 "name": venue,
@@ -135,6 +151,19 @@ def poll_venue(store: Store, venue: str, pending: dict[str, FileIdentity]) -> bo
             pending[venue] = identity
             return False
         return _take(store, row, path, identity)
+
+
+def _check_table(connection: Connection, venue: str, only_if: Callable[[str | None], bool] | None) -> None:
+    if only_if is None:
+        return
+    symbols = connection.execute(
+        select(VenueQuantilesRow.symbols)
+        .join(VenueRow, VenueRow.quantiles_id == VenueQuantilesRow.id)
+        .where(VenueRow.name == venue)
+    ).scalar()
+    current = table_sha256(msgspec.json.decode(symbols, type=dict[str, tuple[float, float]])) if symbols else None
+    if not only_if(current):
+        raise VersionChanged(what=f"venue {venue}", current=current or "no table")
 
 
 def _take(store: Store, row: Row[Any], path: Path, identity: FileIdentity) -> bool:

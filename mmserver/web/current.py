@@ -11,9 +11,11 @@ from mmserver.web.framing import REQUEST_ID_KEY
 
 if TYPE_CHECKING:
     from mmserver.serving.predictions import Serving
+    from mmserver.web.quick import QuickRoutes
 
 STORE_KEY = "mmserver.store"
 SERVING_KEY = "mmserver.serving"
+QUICK_KEY = "mmserver.quick"
 
 
 class LateServing:
@@ -22,16 +24,36 @@ class LateServing:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._serving: Serving | None = None
+        self.made: Serving | None = None
+        """None until it was asked for."""
 
     def __call__(self) -> "Serving":
-        if self._serving is None:
+        if self.made is None:
             with self._lock:
-                if self._serving is None:
+                if self.made is None:
                     from mmserver.serving.predictions import Serving
 
-                    self._serving = Serving(self._store)
-        return self._serving
+                    self.made = Serving(self._store)
+        return self.made
+
+
+class LateQuickRoutes:
+    """As `LateServing`, for what is answered without Flask; an I/O thread uses `made` and leaves the making to others."""
+
+    def __init__(self, serving: LateServing) -> None:
+        self._serving = serving
+        self._lock = threading.Lock()
+        self.made: QuickRoutes | None = None
+
+    def __call__(self) -> "QuickRoutes":
+        if self.made is None:
+            serving = self._serving()
+            with self._lock:
+                if self.made is None:
+                    from mmserver.web.quick import QuickRoutes
+
+                    self.made = QuickRoutes(serving)
+        return self.made
 
 
 def current_serving() -> "Serving":

@@ -32,19 +32,30 @@ DEFAULT_HEADERS = (
 _DEFAULTS_BY_KEY = {name.lower(): (name, value) for name, value in DEFAULT_HEADERS}
 
 
+class RequestIds:
+    """Names requests: by the client's own word if it is sane, else by one that no other request of any process has."""
+
+    def __init__(self) -> None:
+        self._process_id = secrets.token_hex(6)
+        self._numbers = itertools.count()  # its next is atomic
+
+    def __call__(self, wanted: str) -> str:
+        """The id of a request that came with this `X-Request-ID`, empty if with none."""
+        if wanted and _SANE_REQUEST_ID.fullmatch(wanted) is not None:
+            return wanted
+        return f"{self._process_id}{next(self._numbers):08x}"
+
+
 class ResponseFrame:
     """A WSGI application around another: names the request and completes the headers of its response."""
 
     def __init__(self, application: "WSGIApplication") -> None:
         self._application = application
-        self._process_id = secrets.token_hex(6)
-        self._numbers = itertools.count()  # its next is atomic
+        self._request_ids = RequestIds()
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer one request."""
-        request_id = environ.get("HTTP_X_REQUEST_ID", "")
-        if _SANE_REQUEST_ID.fullmatch(request_id) is None:
-            request_id = f"{self._process_id}{next(self._numbers):08x}"
+        request_id = self._request_ids(environ.get("HTTP_X_REQUEST_ID", ""))
         environ[REQUEST_ID_KEY] = request_id
 
         def start_framed(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:

@@ -1,5 +1,6 @@
 """`/livez` and `/readyz`: whether the process answers, and whether it can do its work."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ from mmserver.web.responses import json_response
 blueprint = flask.Blueprint("health", __name__)
 
 CHECKS_KEY = "mmserver.checks"
+STARTED_KEY = "mmserver.started"
 RETRY_AFTER_S = 2
 Check: TypeAlias = Callable[[], Mapping[str, Any]]
 """Gives at least `status`: `ok`, `degraded` (models are served all the same) or `failing` (they are not)."""
@@ -40,12 +42,25 @@ def get_livez() -> flask.Response:
 @blueprint.get("/readyz")
 def get_readyz() -> flask.Response:
     """200 while models can be served, degraded ones included; 503 when something that serving needs is failing."""
-    checks: Mapping[str, Check] = flask.current_app.extensions[CHECKS_KEY]
+    status, found = run_checks(flask.current_app)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == "failing" else {}
+    return json_response({"status": status, "checks": found}, 503 if status == "failing" else 200, headers)
+
+
+def run_checks(app: flask.Flask) -> tuple[str, Mapping[str, Mapping[str, Any]]]:
+    """The worst word of all checks, and what each of them says."""
+    checks: Mapping[str, Check] = app.extensions[CHECKS_KEY]
     found = {name: _outcome(check) for name, check in checks.items()}
     words = {str(outcome["status"]) for outcome in found.values()}
     if "failing" in words:
-        return json_response({"status": "failing", "checks": found}, 503, {"Retry-After": str(RETRY_AFTER_S)})
-    return json_response({"status": "degraded" if words != {"ok"} else "ok", "checks": found})
+        return "failing", found
+    return ("degraded" if words != {"ok"} else "ok"), found
+
+
+def uptime_s(app: flask.Flask) -> float:
+    """Seconds since this process began to serve."""
+    started: float = app.extensions[STARTED_KEY]
+    return round(time.monotonic() - started, 3)
 
 
 def _outcome(check: Check) -> Mapping[str, Any]:

@@ -1,10 +1,13 @@
 """`/api/venues`: order-size thresholds by venue and symbol."""
 
+from collections.abc import Callable
+
 import flask
 import msgspec
 
 from mmserver.catalog import venues
 from mmserver.web.current import current_actor, current_store
+from mmserver.web.negotiation import opaque_tags
 from mmserver.web.requests import read_body
 from mmserver.web.responses import json_response
 
@@ -37,9 +40,12 @@ def list_venues() -> flask.Response:
 
 @blueprint.put("/api/venues/<venue>/quantiles")
 def set_quantiles(venue: str) -> flask.Response:
-    """Read the venue's thresholds from a file and watch it from now on."""
+    """Read the venue's thresholds from a file and watch it from now on.
+
+    `If-Match` with the tag of a GET, or `*` for any, lets it happen only if nobody else changed the table meanwhile.
+    """
     body = read_body(flask.request, SetQuantiles)
-    updated = venues.set_quantiles(current_store(), venue, body.pkl_path, current_actor())
+    updated = venues.set_quantiles(current_store(), venue, body.pkl_path, current_actor(), _only_if(flask.request))
     return json_response({"venue": updated.name, "symbol_count": len(updated.symbols)})
 
 
@@ -48,7 +54,11 @@ def get_quantiles(venue: str) -> flask.Response:
     """The venue's whole table."""
     found = venues.find_venue(current_store().catalog, venue)
     symbols = {symbol: _thresholds(medium, large) for symbol, (medium, large) in found.symbols.items()}
-    return json_response({"venue": found.name, "symbols": symbols})
+    response = json_response({"venue": found.name, "symbols": symbols})
+    response.set_etag(venues.table_sha256(found.symbols))
+    response.headers["Cache-Control"] = "no-cache"
+    response.make_conditional(flask.request)
+    return response
 
 
 @blueprint.get("/api/venues/<venue>/quantiles/<path:symbol>")
@@ -61,3 +71,12 @@ def get_symbol_quantiles(venue: str, symbol: str) -> flask.Response:
 
 def _thresholds(medium: float, large: float) -> dict[str, float]:
     return {"medium_notional_threshold": medium, "large_notional_threshold": large}
+
+
+def _only_if(request: flask.Request) -> Callable[[str | None], bool] | None:
+    """What the request's `If-Match` says about a table; the tags of its compressed forms end in their coding."""
+    header = request.headers.get("If-Match")
+    if header is None:
+        return None
+    tags = {tag.partition(":")[0] for tag in opaque_tags(header)}
+    return lambda current: current is not None and ("*" in tags or current in tags)

@@ -1,0 +1,72 @@
+"""`/predict`, `/api/ml/predict` and their batches: one prediction or many, through Flask.
+
+What most requests ask is answered before Flask by `quick`, with the same functions for the body and the answer.
+"""
+
+import time
+
+import flask
+
+from mmserver.errors import MmserverError
+from mmserver.serving.predictions import Asked, Prediction
+from mmserver.web.current import current_serving
+from mmserver.web.prediction_answers import BatchAnswer, item_from_error, item_from_prediction
+from mmserver.web.prediction_bodies import AskedBatch, read_batch, read_predict
+from mmserver.web.requests import query_time
+from mmserver.web.responses import json_response
+
+
+def post_predict() -> flask.Response:
+    """One prediction, its direction as a word."""
+    return _predict(direction_codes=False)
+
+
+def post_ml_predict() -> flask.Response:
+    """One prediction, its direction as a code."""
+    return _predict(direction_codes=True)
+
+
+def post_predict_batch() -> flask.Response:
+    """Many predictions, directions as words."""
+    return _predict_batch(direction_codes=False)
+
+
+def post_ml_predict_batch() -> flask.Response:
+    """Many predictions, directions as codes."""
+    return _predict_batch(direction_codes=True)
+
+
+def _predict(*, direction_codes: bool) -> flask.Response:
+    started = time.perf_counter()
+    serving = current_serving()
+    store = serving.store
+    asked = read_predict(flask.request, query_time(flask.request, "as_of"), store.settings.max_rows)
+    prediction = serving.predict(asked)
+    return json_response(item_from_prediction(prediction, started, store.now(), direction_codes=direction_codes))
+
+
+def _predict_batch(*, direction_codes: bool) -> flask.Response:
+    started = time.perf_counter()
+    serving = current_serving()
+    store = serving.store
+    batch = read_batch(flask.request, query_time(flask.request, "as_of"), store.settings.max_rows)
+    found = _predict_all(batch)
+    now = store.now()
+    items = [
+        item_from_prediction(answer, started, now, direction_codes=direction_codes)
+        if isinstance(answer, Prediction)
+        else item_from_error(item.symbol, answer)
+        for item, answer in zip(batch.items, found, strict=True)
+    ]
+    return json_response(BatchAnswer(items, now))
+
+
+def _predict_all(batch: AskedBatch) -> list[Prediction | MmserverError]:
+    """Each item's answer in its place; at most `max_batch_size` of them run together."""
+    asked = [item.asked for item in batch.items if isinstance(item.asked, Asked)]
+    together = batch.max_batch_size or max(1, len(asked))
+    answers: list[Prediction | MmserverError] = []
+    for first in range(0, len(asked), together):
+        answers += current_serving().predict_many(asked[first : first + together])
+    in_order = iter(answers)
+    return [next(in_order) if isinstance(item.asked, Asked) else item.asked for item in batch.items]
