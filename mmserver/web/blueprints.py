@@ -1,7 +1,10 @@
 """Everything that the web layer adds to the application, in one call."""
 
-from collections.abc import Mapping
+import io
+import time
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import flask
 import flask_compress
@@ -22,9 +25,15 @@ from mmserver.web import (
     venues,
     versions,
 )
-from mmserver.web.current import SERVING_KEY, STORE_KEY, LateServing
+from mmserver.web.current import QUICK_KEY, SERVING_KEY, STORE_KEY, LateQuickRoutes, LateServing
 from mmserver.web.framing import ResponseFrame
 from mmserver.web.same_site import refuse_cross_site
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_QUICK_PREFIXES = ("/predict", "/api/ml/predict", "/v2/models/")
+"""Of what the quick routes may know, so that other requests do not import them."""
 
 
 def register_web(
@@ -35,7 +44,9 @@ def register_web(
     `checks` are shown by `/readyz` besides those of the store: what only the application knows, such as its scheduler.
     """
     app.extensions[STORE_KEY] = store
-    app.extensions[SERVING_KEY] = LateServing(store)
+    app.extensions[SERVING_KEY] = serving = LateServing(store)
+    app.extensions[QUICK_KEY] = quick = LateQuickRoutes(serving)
+    app.extensions[health.STARTED_KEY] = time.monotonic()
     app.extensions[assets.ASSETS_KEY] = assets.load_assets()
     app.extensions[health.CHECKS_KEY] = {**health.store_checks(store), **checks}
     app.config["MAX_CONTENT_LENGTH"] = store.settings.max_body_bytes
@@ -54,11 +65,52 @@ def register_web(
             app.register_blueprint(added)
         except ValueError as error:
             raise PluginInvalid(plugin=added.name, reason=str(error)) from error
-    app.wsgi_app = ResponseFrame(payloads.QuickPayloads(app.wsgi_app, store))  # type: ignore[method-assign]
+    app.wsgi_app = ResponseFrame(payloads.QuickPayloads(QuickPredictions(app.wsgi_app, quick), store))  # type: ignore[method-assign]
+
+
+class QuickPredictions:
+    """A WSGI application in front of Flask that answers plain predictions from memory, and passes on everything else.
+
+    Where the server asks the quick routes itself before it hands a request on, this costs little and finds nothing.
+    """
+
+    def __init__(self, application: "WSGIApplication", quick: LateQuickRoutes) -> None:
+        self._application = application
+        self._quick = quick
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answer one request."""
+        if environ["REQUEST_METHOD"] == "POST" and environ["PATH_INFO"].startswith(_QUICK_PREFIXES):
+            routes = self._quick()
+            path = environ["PATH_INFO"]
+            if routes.is_candidate("POST", path, environ.get("QUERY_STRING", "")):
+                body = _whole_body(environ, routes.max_body_bytes)
+                if body is not None:
+                    answer = routes.answer(path, _headers(environ), body)
+                    if answer is not None:
+                        start_response(answer.status, [*answer.headers, ("Content-Length", str(len(answer.body)))])
+                        return [answer.body]
+        return self._application(environ, start_response)
+
+
+def _whole_body(environ: "WSGIEnvironment", limit: int) -> bytes | None:
+    """The body, which stays to be read by others; None where it is larger, or its length is not known."""
+    length = environ.get("CONTENT_LENGTH", "")
+    if not (length.isascii() and length.isdigit() and len(length) <= 10 and int(length) <= limit):
+        return None
+    body: bytes = environ["wsgi.input"].read(int(length))
+    environ["wsgi.input"] = io.BytesIO(body)
+    return body
+
+
+def _headers(environ: "WSGIEnvironment") -> dict[str, str]:
+    headers = {name[5:]: value for name, value in environ.items() if name.startswith("HTTP_")}
+    headers["CONTENT_TYPE"] = environ.get("CONTENT_TYPE", "")
+    return headers
 
 
 def _compressed(compress: flask_compress.Compress, response: flask.Response) -> flask.Response:
-    if flask.request.blueprint == payloads.blueprint.name:
+    if flask.request.blueprint == payloads.blueprint.name or flask.request.path.startswith("/v2"):
         return response
     compressed: flask.Response = compress.after_request(response)
     return compressed
