@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contest import Contender, Results, Rules, interleaved, print_results
+from benchmarks.data_dirs import make_data_dir
 from benchmarks.measuring import Goal, machine, print_goals
 from benchmarks.peer_servers.contenders import BARE, Starting, bare, mmserver_alone, peers
-from benchmarks.startup import add_model
-from benchmarks.subject import Subject, make_subject
+from benchmarks.subject import MODEL_NAME, Subject, make_subject
 
 RULES = Rules(n_connections=(1, 8, 64), n_rounds=3, round_s=3.0)
 SMOKE_RULES = Rules(n_connections=(8,), n_rounds=1, round_s=1.0, warm_up_s=0.0)
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _started(subject: Subject, work: Path, stack: ExitStack, *, may_install: bool) -> Iterator[Contender]:
     """Every server, running, and its answer checked."""
     subject.write_for_peers(work)
-    add_model(work / "registered", subject.artifacts)
+    make_data_dir(work / "registered", {MODEL_NAME: subject.artifacts})
     for starting in (*mmserver_alone(), bare(), *peers(may_install=may_install)):
         if starting.skipped:
             print(f"{starting.name} is left out: {starting.skipped}", flush=True)

@@ -65,10 +65,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
 
 
-def add_model(data_dir: Path, artifacts: Path, name: str = "bench", *options: str) -> None:
-    """Register the directory as that model, by the command line."""
+def add_model(data_dir: Path, artifacts: Path) -> None:
+    """Register the directory as model `bench`, by the command line."""
     call = "from mmserver.cli.main import main; main(prog_name='mmserver')"
-    command = [sys.executable, "-c", call, "models", "add", name, str(artifacts), "--data-dir", str(data_dir), *options]
+    command = [sys.executable, "-c", call, "models", "add", "bench", str(artifacts), "--data-dir", str(data_dir)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environ())
     if done.returncode:
         raise SystemExit(f"mmserver models add: {done.returncode}\n{done.stdout}{done.stderr}")
