@@ -18,6 +18,7 @@ from msgspec import UNSET, UnsetType
 
 from mmserver.errors import FeaturesInvalid, FieldsInvalid, TooManyRows
 from mmserver.serving.predictions import Asked
+from mmserver.web.plain_json import strict_document
 from mmserver.web.requests import (
     error_summary,
     field_errors,
@@ -25,7 +26,6 @@ from mmserver.web.requests import (
     place_from_message,
     read_json_bytes,
     refuse_body,
-    strict_json,
 )
 
 ALSO_JSON = frozenset({"", "text/plain", "application/x-www-form-urlencoded"})
@@ -35,6 +35,7 @@ EXACT_INTEGERS_BELOW = 2.0**63
 """Integers that JSON parsers agree about, in magnitude; a float beyond it may be an integer of more than 64 bits."""
 MAX_ERRORS = 100
 MAX_NAME = 100
+_NUMBER_TYPES = frozenset({int, float, type(None)})
 Numbers: TypeAlias = list[float | None]
 Given: TypeAlias = str | UnsetType | None
 
@@ -114,15 +115,11 @@ def body_from_bytes(data: bytes) -> PredictBody:
     body = plain_body(data)
     if body is not None and has_plain_features(body):
         return body
-    document = strict_json(data)
-    if not isinstance(document, dict):
-        _refuse_fields([{"loc": "", "msg": f"Expected `object`, got `{json_kind(document)}`"}])
+    document = _document(data)
     try:
-        body = _decode_one(data)
+        body = msgspec.convert(document, PredictBody)
     except msgspec.ValidationError as error:
         _refuse_fields(_errors_in(document) or [place_from_message(str(error))])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        refuse_body("the body is not valid JSON", "", str(error), error)
     if errors := _feature_errors(body.features):
         _refuse_fields(errors)
     return body
@@ -177,6 +174,19 @@ def asked_from_body(
     )
 
 
+def _document(data: bytes) -> dict[str, Any]:
+    """The body as a strict JSON object."""
+    document = strict_document(data)
+    if not isinstance(document, dict):
+        _refuse_fields([{"loc": "", "msg": f"Expected `object`, got `{json_kind(document)}`"}])
+    if b"\\u" in data:
+        try:
+            msgspec.json.decode(data)  # it refuses what Python's reader lets pass: lone surrogates
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            refuse_body("the body is not valid JSON", "", str(error), error)
+    return document
+
+
 def given(text: Given) -> str | None:
     """The text, None where there is none."""
     return None if text is UNSET else text
@@ -205,16 +215,11 @@ def batch_from_bytes(data: bytes, as_of: datetime | None) -> AskedBatch:
     if plain is not None:
         items = [_item(body, body.symbol, plain, as_of) for body in plain.requests]
         return AskedBatch(items, _number(plain.max_batch_size))
-    document = strict_json(data)
-    if not isinstance(document, dict):
-        _refuse_fields([{"loc": "", "msg": f"Expected `object`, got `{json_kind(document)}`"}])
+    document = _document(data)
     try:
-        msgspec.json.decode(data)  # it refuses what Python's reader lets pass: lone surrogates
         batch = msgspec.convert(document, _BatchOfAnything)
     except msgspec.ValidationError as error:
         _refuse_fields(field_errors(document, _BatchOfAnything) or [place_from_message(str(error))])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        refuse_body("the body is not valid JSON", "", str(error), error)
     items = []
     for found in batch.requests:
         symbol = found.get("symbol") if isinstance(found, dict) else None
@@ -337,25 +342,30 @@ def _feature_errors(features: object) -> list[dict[str, str]]:
     """Each feature that is not a number or null, in a vector, by name or in a matrix."""
     errors: list[dict[str, str]] = []
     if isinstance(features, dict):
-        _add_errors(errors, ((f"features.{name[:MAX_NAME]}", value) for name, value in features.items()))
-    elif isinstance(features, list):
-        if features and isinstance(features[0], list):
-            for index, row in enumerate(features):
-                if isinstance(row, list):
-                    _add_errors(errors, ((f"features[{index}][{place}]", value) for place, value in enumerate(row)))
-                elif len(errors) < MAX_ERRORS:
+        if not _are_numbers(features.values()):
+            _add_errors(errors, ((f"features.{name[:MAX_NAME]}", value) for name, value in features.items()))
+    elif isinstance(features, list) and features and isinstance(features[0], list):
+        for index, row in enumerate(features):
+            if not isinstance(row, list):
+                if len(errors) < MAX_ERRORS:
                     errors.append({"loc": f"features[{index}]", "msg": f"Expected `array`, got `{json_kind(row)}`"})
-        else:
+            elif not _are_numbers(row):
+                _add_errors(errors, ((f"features[{index}][{place}]", value) for place, value in enumerate(row)))
+    elif isinstance(features, list):
+        if not _are_numbers(features):
             _add_errors(errors, ((f"features[{index}]", value) for index, value in enumerate(features)))
     elif features is not None and features is not UNSET:
         errors.append({"loc": "features", "msg": f"Expected `array` or `object`, got `{json_kind(features)}`"})
     return errors
 
 
+def _are_numbers(values: Iterable[object]) -> bool:
+    return set(map(type, values)) <= _NUMBER_TYPES
+
+
 def _add_errors(errors: list[dict[str, str]], values: Iterable[tuple[str, object]]) -> None:
     for loc, value in values:
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            continue
         if len(errors) == MAX_ERRORS:
             return
-        errors.append({"loc": loc, "msg": f"Expected `float`, got `{json_kind(value)}`"})
+        if type(value) not in _NUMBER_TYPES:
+            errors.append({"loc": loc, "msg": f"Expected `float`, got `{json_kind(value)}`"})
