@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from types import GenericAlias
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -101,6 +102,8 @@ def values_from_json(name: str, datatype: str, shape: Sequence[int], data: bytes
     dtype = np.dtype(_checked_dtype(name, datatype))
     if datatype in _BINARY_ONLY:
         refuse_tensor(name, f"{datatype} has no JSON form; send it as binary data")
+    if n_elements > len(memoryview(data)):
+        refuse_tensor(name, f"fewer elements than the {_shown_count(n_elements)} of shape {_shown_shape(shape)}")
     depth = len(shape) if len(shape) > 1 and _NESTED.match(data) else 1
     try:
         decoded = _decoder(_JSON_ELEMENT.get(datatype, int), depth).decode(data)
@@ -130,9 +133,9 @@ def _checked_dtype(name: str, datatype: str) -> npt.DTypeLike:
 
 @lru_cache(maxsize=3 * MAX_DIMS)
 def _decoder(element: Any, depth: int) -> msgspec.json.Decoder[Any]:
-    kind = element
+    kind: Any = element
     for _ in range(depth):
-        kind = list[kind]
+        kind = GenericAlias(list, (kind,))
     return msgspec.json.Decoder(kind)
 
 
@@ -162,15 +165,16 @@ def rows_from_tensors(
     return rows
 
 
-def check_row_count(tensors_shapes: Sequence[Sequence[int]], max_rows: int) -> None:
+def check_row_count(shape: Sequence[int], size_bytes: int, max_rows: int) -> None:
     """Refuse more rows than one request may have, before their data are looked at.
 
+    A shape that `size_bytes` of data cannot have is not too large but wrong, and is left to who looks at the data.
+
     Raises:
-        TooManyRows: a first dimension is larger.
+        TooManyRows: the first dimension is larger.
     """
-    n_rows = max((shape[0] for shape in tensors_shapes if shape), default=0)
-    if n_rows > max_rows:
-        raise TooManyRows(n_rows=_shown_count(n_rows), limit=max_rows)
+    if shape and max_rows < shape[0] <= size_bytes:
+        raise TooManyRows(n_rows=shape[0], limit=max_rows)
 
 
 def _whole_rows(tensor: Tensor, n_features: int) -> FloatRows:

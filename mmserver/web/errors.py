@@ -66,6 +66,12 @@ SCORING_CODES: Mapping[int, str] = {
 }
 """`error_code` under `/invocations`, by status. Source: the error codes that MLflow's clients know."""
 
+UNKNOWN_MODEL = "Request for unknown model"
+UNKNOWN_MODEL_CODES = frozenset(
+    ["group_has_no_model", "model_not_found", "symbol_ambiguous", "symbol_archived", "symbol_not_found", "version_not_found"]
+)  # fmt: skip
+"""How messages under `/v2` begin that are about a name. Source: Triton, whose clients' examples look for the words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -160,7 +166,7 @@ def problem_content(problem: Problem, path: str, request_id: str) -> tuple[bytes
     """The body in the form that clients of this path expect, and its media type."""
     said: dict[str, Any]
     if path == "/v2" or path.startswith("/v2/"):
-        said = {"error": problem.detail, "code": problem.code, "request_id": request_id}
+        said = {"error": _open_inference_text(problem, path), "code": problem.code, "request_id": request_id}
         return json_bytes(said), JSON_MEDIA_TYPE
     if _is_scoring(path):
         error_code = SCORING_CODES.get(problem.status, problem.code.upper())
@@ -178,6 +184,14 @@ def wants_page(request: flask.Request) -> bool:
     if request.path.startswith(("/api/", "/v2", "/predict")) or _is_scoring(request.path):
         return False
     return request.accept_mimetypes.best_match(["application/json", "text/html"], "application/json") == "text/html"
+
+
+def _open_inference_text(problem: Problem, path: str) -> str:
+    """The detail in the wording that clients of the protocol look for; it has to be a string, which they print."""
+    text = f"{UNKNOWN_MODEL}: {problem.detail}" if problem.code in UNKNOWN_MODEL_CODES else problem.detail
+    if path.startswith("/v2/repository/models/") and path.endswith("/load"):
+        return f"failed to load {path[len('/v2/repository/models/') : -len('/load')]!r}: {text}"
+    return text
 
 
 def _is_scoring(path: str) -> bool:

@@ -278,11 +278,15 @@ def test_infinite_half_precision_is_refused() -> None:
 
 
 def test_too_many_rows_are_refused_before_their_data_are_read() -> None:
-    check_row_count([[10, 3]], 10)
+    check_row_count([10, 3], 120, 10)
     with pytest.raises(TooManyRows, match="11 rows"):
-        check_row_count([[11, 3]], 10)
-    with pytest.raises(TooManyRows):
-        check_row_count([[10**4000]], 10)
+        check_row_count([11, 3], 132, 10)
+
+
+def test_more_rows_than_the_data_can_have_are_not_too_many_but_wrong() -> None:
+    check_row_count([10**4000], 120, 10)
+    with pytest.raises(RequestInvalid, match="fewer elements than the more than"):
+        json("FP32", [10**4000], "[1]")
 
 
 def test_answers_hold_the_same_bits_in_both_forms() -> None:

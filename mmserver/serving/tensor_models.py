@@ -1,0 +1,97 @@
+"""Models as the Open Inference Protocol knows them: one flat list of names, each of which is one group of one version."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from mmserver.catalog import history
+from mmserver.catalog.catalog import Catalog, Group, Version
+from mmserver.catalog.symbols import comparable_symbol
+from mmserver.errors import GroupHasNoModel, SymbolAmbiguous, SymbolNotFound
+from mmserver.serving.naming import resolve_name, split_name
+from mmserver.serving.output_tensors import ModelFacts, OutputTensor, output_tensors, output_tensors_from_trial
+from mmserver.serving.predictions import Resolved, Serving
+from mmserver.serving.predictors import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class TensorModel:
+    """One group under the name by which the protocol knows it."""
+
+    name: str
+    resolved: Resolved
+
+    @property
+    def group(self) -> Group:
+        """What predicts."""
+        return self.resolved.group
+
+    @property
+    def version(self) -> Version:
+        """What it is of."""
+        return self.resolved.version
+
+
+def find_tensor_model(serving: Serving, name: str, version: str | None = None) -> TensorModel:
+    """The group that a name means: `{model}.{symbol}`, `{model}` of one group, or `{model}.{group_key}`.
+
+    The model that is found bears its own name: the symbol as the artifacts write it, and `{model}` only if that was asked.
+
+    Raises:
+        ModelNotFound, VersionNotFound, SymbolNotFound, SymbolAmbiguous, GroupRefused, SymbolArchived: as `resolve_name` does.
+        GroupHasNoModel: there is nothing that could predict.
+    """
+    try:
+        resolved = resolve_name(serving, name, version)
+    except (SymbolNotFound, SymbolAmbiguous):
+        found = _find_by_group_key(serving, name, version)
+        if found is None:
+            raise
+        resolved = found
+    if not resolved.group.can_predict:
+        reason = resolved.group.no_model_reason or "no model was found"
+        raise GroupHasNoModel(group_key=resolved.group.group_key, reason=reason)
+    is_model_alone = name == resolved.version.model_name
+    return TensorModel(name if is_model_alone else own_name(resolved.version, resolved.group), resolved)
+
+
+def tensor_models(catalog: Catalog) -> Iterator[TensorModel]:
+    """Everything that is served now and could predict, by name of model and group key."""
+    for model in catalog.models.values():
+        for group in model.serving.groups.values():
+            if group.can_predict:
+                yield TensorModel(own_name(model.serving, group), Resolved(model.serving, group))
+
+
+def own_name(version: Version, group: Group) -> str:
+    """`{model}.{symbol}`; with the group key instead where several groups share the symbol."""
+    keys = version.group_keys_by_symbol.get(comparable_symbol(group.symbol), ())
+    return f"{version.model_name}.{group.symbol if len(keys) == 1 else group.group_key}"
+
+
+def facts_of(loaded: LoadedModel) -> ModelFacts:
+    """What of a loaded model decides about its outputs."""
+    return ModelFacts(loaded.model.kind, loaded.model.objective, loaded.model.n_outputs)
+
+
+def outputs_of(loaded: LoadedModel) -> tuple[OutputTensor, ...]:
+    """The outputs of a loaded model; a plugin's own kind is tried with one row of zeros."""
+    found = _known_outputs(facts_of(loaded))
+    if found is None:
+        trial = loaded.engine.predict(np.zeros((1, loaded.engine.n_features), np.float32))
+        found = output_tensors_from_trial(trial)
+    return found
+
+
+def _find_by_group_key(serving: Serving, name: str, version: str | None) -> Resolved | None:
+    model_name, group_key = split_name(serving.store.catalog.models, name)
+    if group_key is None:
+        return None
+    found = history.resolve_version(serving.store, model_name, version)
+    group = found.groups.get(group_key)
+    return Resolved(found, group) if group is not None else None
+
+
+_known_outputs = lru_cache(maxsize=256)(output_tensors)

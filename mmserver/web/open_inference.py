@@ -1,0 +1,311 @@
+"""The Open Inference Protocol v2 over REST, with its binary tensor, repository, configuration and statistics extensions.
+
+Its clients take exactly 200 for success, an `error` that is a string, and of encodings gzip and deflate only.
+"""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import flask
+import msgspec
+
+from mmserver.catalog import groups, history
+from mmserver.errors import MmserverError, RequestInvalid
+from mmserver.serving.output_tensors import OutputTensor, facts_from_summary, output_tensors
+from mmserver.serving.predictions import Serving
+from mmserver.serving.statistics import Duration, Statistics
+from mmserver.serving.tensor_models import TensorModel, find_tensor_model, outputs_of, tensor_models
+from mmserver.serving.tensors import FEATURES
+from mmserver.web import health
+from mmserver.web.current import current_serving, current_store
+from mmserver.web.framing import REQUEST_ID_KEY
+from mmserver.web.open_inference_bodies import HEADER_LENGTH, packed_body, plain_body
+from mmserver.web.open_inference_infer import infer
+from mmserver.web.requests import Body, body_from_bytes
+from mmserver.web.responses import JSON_MEDIA_TYPE, json_bytes, json_response
+
+SERVER_NAME = "mmserver"
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
+BINARY_MEDIA_TYPE = "application/octet-stream"
+MAX_VERSIONS = 100
+MIN_PACKED_BYTES = 500
+_NEVER = Duration(0, 0)
+
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
+def get_server() -> flask.Response:
+    """Its name, version and the extensions that it speaks."""
+    version = importlib.metadata.version("mmserver")
+    return json_response({"name": SERVER_NAME, "version": version, "extensions": EXTENSIONS})
+
+
+def get_live() -> flask.Response:
+    """200 as long as requests are answered at all."""
+    return json_response({"live": True})
+
+
+def get_ready() -> flask.Response:
+    """200 while models can be served, as `/readyz` sees it; 503 otherwise."""
+    status, _ = health.run_checks(flask.current_app)
+    is_ready = status != "failing"
+    return json_response({"ready": is_ready, "live": True}, 200 if is_ready else 503)
+
+
+def get_models() -> flask.Response:
+    """The names of all models."""
+    return json_response({"models": [found.name for found in tensor_models(current_store().catalog)]})
+
+
+# --- one model --------------------------------------------------------------------------------------------------------
+
+
+def get_model(name: str, version: str | None = None) -> flask.Response:
+    """What it takes and gives."""
+    found = find_tensor_model(current_serving(), name, version)
+    described = _described(current_serving(), found)
+    records = history.list_versions(current_store(), found.version.model_name, MAX_VERSIONS)
+    return _answered(
+        json_bytes(
+            {
+                "name": found.name,
+                "versions": [record.label for record in records],
+                "platform": described.platform,
+                "inputs": [{"name": FEATURES, "datatype": "FP32", "shape": [-1, described.n_features]}],
+                "outputs": [
+                    {"name": output.name, "datatype": "FP32", "shape": output.shape} for output in described.outputs
+                ],
+                "properties": described.properties,
+            }
+        )
+    )
+
+
+def get_config(name: str, version: str | None = None) -> flask.Response:
+    """The same in the terms of a model configuration; the rows are a dimension of the tensors, not a batch."""
+    found = find_tensor_model(current_serving(), name, version)
+    described = _described(current_serving(), found)
+    return _answered(
+        json_bytes(
+            {
+                "name": found.name,
+                "platform": described.platform,
+                "backend": SERVER_NAME,
+                "version_policy": {"specific": {"versions": [found.version.label]}},
+                "max_batch_size": 0,
+                "input": [
+                    {
+                        "name": FEATURES,
+                        "data_type": "TYPE_FP32",
+                        "format": "FORMAT_NONE",
+                        "dims": [-1, described.n_features],
+                        "is_shape_tensor": False,
+                        "allow_ragged_batch": False,
+                        "optional": False,
+                    }
+                ],
+                "output": [
+                    {
+                        "name": output.name,
+                        "data_type": "TYPE_FP32",
+                        "dims": output.shape,
+                        "label_filename": "",
+                        "is_shape_tensor": False,
+                    }
+                    for output in described.outputs
+                ],
+                "instance_group": [{"name": found.name, "kind": "KIND_CPU", "count": 1}],
+                "model_transaction_policy": {"decoupled": False},
+                "response_cache": {"enable": False},
+                "parameters": {key: {"string_value": value} for key, value in described.properties.items()},
+            }
+        )
+    )
+
+
+def get_model_ready(name: str, version: str | None = None) -> flask.Response:
+    """200 if it predicts: a model that is not loaded yet is loaded to find out."""
+    serving = current_serving()
+    found = find_tensor_model(serving, name, version)
+    try:
+        serving.predictors.get(found.group)
+    except MmserverError as error:
+        return json_response({"name": found.name, "ready": False, "error": str(error)}, 503)
+    return json_response({"name": found.name, "ready": True})
+
+
+def post_infer(name: str, version: str | None = None) -> flask.Response:
+    """Predictions for the rows in the body."""
+    request = flask.request
+    serving = current_serving()
+    found = find_tensor_model(serving, name, version)
+    request_id = str(request.environ.get(REQUEST_ID_KEY, "-"))
+    answer = infer(serving, found, _plain_request_body(), request.headers.get(HEADER_LENGTH), request_id)
+    if answer.header_length is None:
+        return _answered(answer.body)
+    return _answered(answer.body, BINARY_MEDIA_TYPE, {HEADER_LENGTH: str(answer.header_length)})
+
+
+# --- the repository ---------------------------------------------------------------------------------------------------
+
+
+class IndexBody(msgspec.Struct, frozen=True):
+    """What to list: everything, or with `ready` only what predicts."""
+
+    ready: bool = False
+
+
+class RepositoryBody(msgspec.Struct, frozen=True):
+    """Parameters of a load or unload; none of them changes anything here, but files cannot be brought along."""
+
+    parameters: dict[str, Any] | None = None
+
+
+def post_index() -> flask.Response:
+    """All models and whether they predict."""
+    only_ready = _optional_body(IndexBody).ready
+    predictors = current_serving().predictors
+    items = []
+    for found in tensor_models(current_store().catalog):
+        reason = predictors.trouble(found.group)
+        if reason is None or not only_ready:
+            state = "READY" if reason is None else "UNAVAILABLE"
+            items.append({"name": found.name, "version": found.version.label, "state": state, "reason": reason or ""})
+    return _answered(json_bytes(items))
+
+
+def post_load(name: str) -> flask.Response:
+    """Load the model, anew if it is loaded already."""
+    parameters = _optional_body(RepositoryBody).parameters or {}
+    if any(key.startswith("file:") for key in parameters):
+        raise RequestInvalid(reason="models come from watched directories, not with a request: files are not taken")
+    serving = current_serving()
+    serving.predictors.reload(find_tensor_model(serving, name).group)
+    return json_response({"name": name, "load": True})
+
+
+def post_unload(name: str) -> flask.Response:
+    """Give the model's memory back and refuse to predict with it until it is loaded again."""
+    _optional_body(RepositoryBody)
+    current_store().check_writable()
+    serving = current_serving()
+    serving.predictors.unload(find_tensor_model(serving, name).group)
+    return json_response({"name": name, "unload": True})
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def get_all_stats() -> flask.Response:
+    """Statistics of every model, as this process has counted them."""
+    statistics = current_serving().statistics
+    stats = [_stats(found, statistics) for found in tensor_models(current_store().catalog)]
+    return _answered(json_bytes({"model_stats": stats}))
+
+
+def get_stats(name: str, version: str | None = None) -> flask.Response:
+    """Statistics of one model, as this process has counted them."""
+    serving = current_serving()
+    found = find_tensor_model(serving, name, version)
+    return _answered(json_bytes({"model_stats": [_stats(found, serving.statistics)]}))
+
+
+def _stats(found: TensorModel, statistics: Statistics) -> dict[str, Any]:
+    counted = statistics.of(found.version, found.group)
+    return {
+        "name": found.name,
+        "version": counted.version,
+        "last_inference": counted.last_inference_ms,
+        "inference_count": counted.inference_count,
+        "execution_count": counted.execution_count,
+        "inference_stats": {
+            "success": counted.success,
+            "fail": counted.fail,
+            "queue": counted.queue,
+            "compute_input": counted.compute_input,
+            "compute_infer": counted.compute_infer,
+            "compute_output": counted.compute_output,
+            "cache_hit": _NEVER,
+            "cache_miss": _NEVER,
+        },
+        "response_stats": {},
+        "memory_usage": [],
+        "batch_stats": [],
+    }
+
+
+# --- parts of the answers ---------------------------------------------------------------------------------------------
+
+
+class _Described(msgspec.Struct, frozen=True):
+    """What metadata and configuration say of a model."""
+
+    platform: str
+    n_features: int
+    outputs: tuple[OutputTensor, ...]
+    properties: dict[str, str]
+
+
+def _described(serving: Serving, found: TensorModel) -> _Described:
+    """From what is stored of the group; only a plugin's own kind is loaded for it."""
+    group = found.group
+    summary = groups.group_detail(serving.store, group).record.model or {}
+    facts = facts_from_summary(summary)
+    outputs = output_tensors(facts) or outputs_of(serving.predictors.get(group))
+    properties = {
+        "model_name": found.version.model_name,
+        "version": found.version.label,
+        "group_key": group.group_key,
+        "symbol": group.symbol,
+        "return_name": group.return_name,
+        "objective": facts.objective,
+        "factors_sha256": factors_sha256(group.factors),
+        **{f"output.{output.name}": output.meaning for output in outputs if output.meaning},
+    }
+    if group.ic_mean is not None:
+        properties["ic_mean"] = repr(group.ic_mean)
+    return _Described(f"{SERVER_NAME}_{facts.kind}", int(summary["n_features"]), outputs, properties)
+
+
+def factors_sha256(factors: Iterable[str]) -> str:
+    """What tells two lists of factors apart: the SHA-256 of their names in input order, each followed by a newline."""
+    return hashlib.sha256("".join(f"{factor}\n" for factor in factors).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _optional_body(body_type: type[Body]) -> Body:
+    """The body, which may be absent and need not say that it is JSON."""
+    body = _plain_request_body()
+    return body_from_bytes(body, body_type) if body.strip() else body_type()
+
+
+def _plain_request_body() -> bytes:
+    request = flask.request
+    encoding = request.headers.get("Content-Encoding", "")
+    return plain_body(request.get_data(cache=False), encoding, current_store().settings.max_body_bytes)
+
+
+def _answered(
+    body: bytes, media_type: str = JSON_MEDIA_TYPE, headers: Mapping[str, str] = MappingProxyType({})
+) -> flask.Response:
+    """The body, packed where the client asks for that in a form that all of them read."""
+    response = flask.Response(body, headers=headers, content_type=media_type)
+    response.vary.add("Accept-Encoding")
+    encoding = _wanted_encoding() if len(body) >= MIN_PACKED_BYTES else None
+    if encoding is not None:
+        response.set_data(packed_body(body, encoding))
+        response.content_encoding = encoding
+    return response
+
+
+def _wanted_encoding() -> str | None:
+    """gzip or deflate if the client named it; gzip where it likes both as much."""
+    accepted = flask.request.accept_encodings
+    weights = {
+        encoding: accepted.quality(encoding) for encoding in ("gzip", "deflate") if encoding in accepted.values()
+    }
+    best = max(weights, key=weights.__getitem__, default=None)
+    return best if best is not None and weights[best] > 0 else None

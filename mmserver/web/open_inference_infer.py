@@ -1,0 +1,88 @@
+"""One inference of the Open Inference Protocol: from the body of a request to the body of its answer, without Flask."""
+
+from typing import NamedTuple
+
+from mmserver.formats import FloatRows
+from mmserver.serving.output_tensors import output_values
+from mmserver.serving.predictions import Serving
+from mmserver.serving.predictors import LoadedModel
+from mmserver.serving.tensor_models import TensorModel, facts_of, outputs_of
+from mmserver.serving.tensors import (
+    FEATURES,
+    Tensor,
+    check_row_count,
+    refuse_tensor,
+    rows_from_tensors,
+    values_from_binary,
+)
+from mmserver.web.open_inference_bodies import (
+    InferAnswer,
+    OutputChoice,
+    answer_from_outputs,
+    choose_outputs,
+    clients_parameters,
+    header_length_from_text,
+    request_from_json,
+    tensors_from_request,
+)
+
+_FLOAT_BYTES = 4
+
+
+class Asked(NamedTuple):
+    """What a request asks for, decoded and checked."""
+
+    rows: FloatRows
+    choices: list[OutputChoice]
+    id: str | None
+    parameters: dict[str, object]
+
+
+def infer(serving: Serving, found: TensorModel, body: bytes, header_length: str | None, request_id: str) -> InferAnswer:
+    """The answer to one request; `request_id` names it where the client did not.
+
+    Raises:
+        RequestInvalid, TooManyRows: the body is not one that the model can work with.
+        PredictorUnloadable, PredictionNotFinite: what `Serving.run` raises.
+    """
+    loaded = serving.predictors.get(found.group)
+    asked = read_request(loaded, found, body, header_length, serving.store.settings.max_rows)
+    outputs = serving.run(found.resolved, asked.rows)
+    facts = facts_of(loaded)
+    chosen = [(choice, output_values(choice.name, facts, outputs)) for choice in asked.choices]
+    named = request_id if asked.id is None else asked.id
+    return answer_from_outputs(found.name, found.version.label, named, asked.parameters, chosen)
+
+
+def read_request(
+    loaded: LoadedModel, found: TensorModel, body: bytes, header_length: str | None, max_rows: int
+) -> Asked:
+    """The rows and the choice of outputs in a body.
+
+    Raises:
+        RequestInvalid, TooManyRows: as `infer`.
+    """
+    engine = loaded.engine
+    n_json = header_length_from_text(header_length, len(body))
+    available = [output.name for output in outputs_of(loaded)]
+    if n_json == 0:
+        rows = _raw_rows(body, engine.n_features, max_rows, accepts_missing=engine.accepts_missing)
+        return Asked(rows, [OutputChoice(name, True, {}) for name in available], None, {})
+    request = request_from_json(body if n_json is None else body[:n_json])
+    tail = memoryview(body)[len(body) if n_json is None else n_json :]
+    choices = choose_outputs(request, available)
+    tensors = tensors_from_request(request, tail, is_split=n_json is not None, max_rows=max_rows)
+    rows = rows_from_tensors(tensors, found.group.factors, engine.n_features, accepts_missing=engine.accepts_missing)
+    return Asked(rows, choices, request.id, clients_parameters(request.parameters))
+
+
+def _raw_rows(body: bytes, n_features: int, max_rows: int, *, accepts_missing: bool) -> FloatRows:
+    """A body that is nothing but the one input's FP32 data."""
+    row_bytes = n_features * _FLOAT_BYTES
+    n_rows, rest = divmod(len(body), row_bytes)
+    if rest or not n_rows:
+        refuse_tensor(FEATURES, f"{len(body)} bytes of raw data; a row of {n_features} FP32 takes {row_bytes}")
+    shape = (n_rows, n_features)
+    check_row_count(shape, len(body), max_rows)
+    values = values_from_binary(FEATURES, "FP32", shape, memoryview(body))
+    return rows_from_tensors([Tensor(FEATURES, values)], (), n_features, accepts_missing=accepts_missing)
