@@ -9,12 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
-from msgspec import UNSET
-
 from mmserver.serving.predictions import Serving
-from mmserver.web.framing import DEFAULT_HEADERS
 from mmserver.web.prediction_answers import item_from_prediction
-from mmserver.web.prediction_bodies import given, plain_body
+from mmserver.web.prediction_bodies import given, has_plain_features, plain_body
 from mmserver.web.responses import JSON_MEDIA_TYPE, json_bytes
 
 MAX_BODY_BYTES = 256 << 10
@@ -28,15 +25,10 @@ NEEDS_FLASK = ("CONTENT_ENCODING", "SEC_FETCH_SITE", "ORIGIN")
 
 
 class QuickAnswer(NamedTuple):
-    """A whole answer of status 200. `headers` are its own; `head` has them and those that every response carries, as bytes.
-
-    Whoever sends it adds Content-Length, Date, Connection and X-Request-ID (see `framing.RequestIds`).
-    """
+    """A whole answer: `headers` without Content-Length, Date and what `ResponseFrame` adds."""
 
     status: str
     headers: tuple[tuple[str, str], ...]
-    head: bytes
-    """Header lines, each with its CRLF, without the status line."""
     body: bytes
 
 
@@ -44,16 +36,6 @@ QuickHandler: TypeAlias = Callable[[str, Mapping[str, str], bytes], QuickAnswer 
 """Called with the path, the headers and the body."""
 
 JSON_HEADERS = (("Content-Type", JSON_MEDIA_TYPE),)
-
-
-def head_bytes(headers: tuple[tuple[str, str], ...]) -> bytes:
-    """The headers, and those of every response that are not among them, as they are sent."""
-    names = {name.lower() for name, _ in headers}
-    missing = [(name, value) for name, value in DEFAULT_HEADERS if name.lower() not in names]
-    return "".join(f"{name}: {value}\r\n" for name, value in (*headers, *missing)).encode("latin-1")
-
-
-JSON_HEAD = head_bytes(JSON_HEADERS)
 
 
 class QuickRoutes:
@@ -105,7 +87,7 @@ class QuickRoutes:
         if headers.get("CONTENT_TYPE", "") not in PLAIN_MEDIA_TYPES:
             return None
         asked = plain_body(body)
-        if asked is None or asked.features is UNSET or asked.features is None or asked.explain is True:
+        if asked is None or asked.explain is True or not asked.features or not has_plain_features(asked):
             return None
         prediction = self._serving.predict_row(
             asked.symbol, asked.features, given(asked.model_name), given(asked.model_version)
@@ -113,4 +95,4 @@ class QuickRoutes:
         if prediction is None:
             return None
         item = item_from_prediction(prediction, started, self._serving.store.now(), direction_codes=direction_codes)
-        return QuickAnswer("200 OK", JSON_HEADERS, JSON_HEAD, json_bytes(item))
+        return QuickAnswer("200 OK", JSON_HEADERS, json_bytes(item))
