@@ -121,7 +121,7 @@ class ModelFacts:
                     .where(GroupFileRow.group_id.in_(some), GroupFileRow.role == "model")
                     .group_by(GroupFileRow.group_id)
                 )
-                sizes = dict(row.tuple() for row in rows)
+                sizes = {row[0]: row[1] for row in rows}
                 yield from ((group_id, sizes.get(group_id, 0)) for group_id in some)
 
 
