@@ -5,7 +5,9 @@ from mmserver.catalog.diffing import VersionDiff
 from mmserver.web.api_description import catalog_bodies as bodies
 from mmserver.web.api_description.operations import (
     AS_OF,
+    ETAG,
     GROUP_KEY,
+    IF_NONE_MATCH,
     JSON,
     OF_A_CHANGE,
     OF_STORED_DATA,
@@ -115,7 +117,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 f"{MAX_WAIT_S:g}. Not with a fixed `version` or `as_of`.", {"type": "number", "minimum": 0, "default": 0},
             ),
             Parameter("etag", "The tag that the client has; the same as in `If-None-Match`.", QUERY_TEXT),
-            Parameter("If-None-Match", "The tag that the client has.", {"type": "string"}, "header"),
+            IF_NONE_MATCH,
         ),
         answers=(
             Answer(
@@ -169,16 +171,25 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "PUT", "/api/venues/<venue>/quantiles", "set_quantiles", VENUES, "Read a venue's thresholds from a file",
         description="The file is watched from now on. A bad file leaves the venue what it had.",
+        parameters=(
+            Parameter(
+                "If-Match", "The tag of a table, or `*`: only if that is what is in force.", {"type": "string"}, "header"
+            ),
+        ),
         body=Body.json(SetQuantiles),
         answers=(Answer.json(bodies.VenueUpdated, "The thresholds are served."),),
         errors=(
             errors.VenueUnknown, errors.QuantilesInvalid, errors.OutsideRoots, errors.DirectoryInvalid,
-            errors.SandboxUnavailable, errors.ArtifactUnstable, *OF_A_CHANGE,
+            errors.SandboxUnavailable, errors.ArtifactUnstable, errors.VersionChanged, *OF_A_CHANGE,
         ),
     ),
     Operation(
         "GET", "/api/venues/<venue>/quantiles", "get_quantiles", VENUES, "A venue's thresholds",
-        answers=(Answer.json(bodies.VenueTable, "The venue's table."),),
+        parameters=(IF_NONE_MATCH,),
+        answers=(
+            Answer.json(bodies.VenueTable, "The venue's table.", headers=ETAG),
+            Answer(304, "The client has it already.", headers=ETAG),
+        ),
         errors=(errors.VenueNotFound,),
     ),
     Operation(

@@ -6,7 +6,7 @@ from importlib import metadata, resources
 from typing import Any
 
 from mmserver.settings import Settings
-from mmserver.web.api_description import catalog, health, predictions
+from mmserver.web.api_description import catalog, health, listings, open_inference, predictions, scoring
 from mmserver.web.api_description.document import build_document
 from mmserver.web.api_description.operations import Operation
 from mmserver.web.api_description.prediction_bodies import REFERRED_TO
@@ -14,15 +14,21 @@ from mmserver.web.requests import MAX_JSON_DEPTH
 
 OPERATIONS: tuple[Operation, ...] = (
     *predictions.OPERATIONS,
+    *listings.OPERATIONS,
     *catalog.OPERATIONS,
+    *open_inference.OPERATIONS,
+    *scoring.OPERATIONS,
     *health.OPERATIONS,
 )
 TAGS: Mapping[str, str] = {
     predictions.PREDICTION: "From a symbol and its features to a decision.",
+    listings.SERVED_MODELS: "Models and health in the words of earlier services.",
     catalog.MODELS: "Directories of artifacts that are watched and served.",
     catalog.GROUPS: "What a version of a model holds for each symbol.",
     catalog.VERSIONS: "A model through time.",
     catalog.VENUES: "Order-size thresholds by venue and symbol.",
+    open_inference.OPEN_INFERENCE: "For the clients of that protocol: tensors in, tensors out.",
+    scoring.SCORING: "For the clients of MLflow and SageMaker: a table in, predictions out.",
     health.HEALTH: "Whether the server answers and can do its work.",
 }
 
@@ -32,11 +38,12 @@ A model manager and model server for trading models.
 - JSON in, JSON out, UTF-8. Unknown fields are ignored. Refused are malformed JSON, names given twice, `NaN`, `Infinity`,
   numbers beyond 64 bits, and more than {depth} levels. A body has at most {max_body_bytes:,} bytes, a prediction {max_rows:,} rows.
 - Errors are `application/problem+json` (RFC 9457); `code` is stable. Under `/v2` they are `{{"error", "code", "request_id"}}`,
-  under `/invocations` `{{"error_code", "message", "request_id"}}`. 503 carries `Retry-After`.
+  under `/invocations` `{{"error_code", "message", "code", "request_id"}}`. 503 carries `Retry-After`.
 - Every response has `X-Request-ID`. Times are RFC 3339 UTC.
 - Symbols compare without `/`, `-`, `_`, `:` and case: `btc-usdt` finds `BTCUSDT`. In a path, a slash may be written as it is.
 - A version is named by its label, or as `latest` or `production`; `as_of` is a time and means what was served then.
-- `GET` routes answer `HEAD` too.
+- `GET` routes answer `HEAD` too. What is no HTTP, too long or too slow is refused before it reaches a route: 408, 414, 431,
+  501, 505; an address that there is not is 404, a method that it does not take 405.
 """
 
 

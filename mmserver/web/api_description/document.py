@@ -86,10 +86,11 @@ def errors_of(operation: Operation) -> tuple[AnyError, ...]:
 
 def codes_by_status(operation: Operation) -> dict[int, dict[str, str]]:
     """For each status of an error, the codes with what they mean."""
+    shown_status = error_form(operation.rule).shown_status
     found: dict[int, dict[str, str]] = {}
     for error in errors_of(operation):
         status, code, meaning = _described_error(error)
-        found.setdefault(status, {})[code] = meaning
+        found.setdefault(shown_status.get(status, status), {})[code] = meaning
     return dict(sorted(found.items()))
 
 
@@ -110,14 +111,29 @@ def _operation(operation: Operation, schemas: "_Schemas", example: Mapping[str, 
             "required": operation.body.is_required,
             "content": _content(operation.body.types, schemas.of_request, example.get("request")),
         }
-    described["responses"] = {
-        **{str(answer.status): _answer(answer, schemas, example.get("response")) for answer in operation.answers},
-        **{
-            str(status): _refusal(status, codes, error_form(operation.rule), schemas)
-            for status, codes in codes_by_status(operation).items()
-        },
-    }
+    described["responses"] = _responses(operation, schemas, example.get("response"))
     return described
+
+
+def _responses(operation: Operation, schemas: "_Schemas", example: Any) -> dict[str, Any]:
+    responses = {str(answer.status): _answer(answer, schemas, example) for answer in operation.answers}
+    for status, codes in codes_by_status(operation).items():
+        refusal = _refusal(status, codes, error_form(operation.rule), schemas)
+        answered = responses.get(str(status))
+        responses[str(status)] = _either(answered, refusal) if answered else refusal
+    return dict(sorted(responses.items()))
+
+
+def _either(answer: dict[str, Any], refusal: dict[str, Any]) -> dict[str, Any]:
+    """A status that an answer and a refusal share."""
+    content = dict(answer.get("content", {}))
+    for media_type, described in refusal["content"].items():
+        if media_type in content:
+            content[media_type] = {"schema": {"anyOf": [content[media_type]["schema"], described["schema"]]}}
+        else:
+            content[media_type] = described
+    description = f"{answer['description']}\n\n{refusal['description']}"
+    return {"description": description, "headers": {**answer["headers"], **refusal["headers"]}, "content": content}
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
@@ -146,9 +162,8 @@ def _answer(answer: Answer, schemas: "_Schemas", example: Any) -> dict[str, Any]
 
 def _refusal(status: int, codes: Mapping[str, str], form: ErrorForm, schemas: "_Schemas") -> dict[str, Any]:
     """The schema allows no other code than those that are listed."""
-    lines = "\n".join(f"- `{form.spelling(code)}`: {meaning}" for code, meaning in codes.items())
-    spelled = sorted(form.spelling(code) for code in codes)
-    schema = {"allOf": [schemas.of_response(form.body_type)], "properties": {form.code_field: {"enum": spelled}}}
+    lines = "\n".join(f"- `{code}`: {meaning}" for code, meaning in codes.items())
+    schema = {"allOf": [schemas.of_response(form.body_type)], "properties": {"code": {"enum": sorted(codes)}}}
     return {
         "description": f"{HTTPStatus(status).phrase}.\n\n{lines}",
         "headers": _common_headers(status),

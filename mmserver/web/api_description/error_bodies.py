@@ -1,7 +1,7 @@
 """The three forms that errors take: problem+json, and those of the two protocols that have their own."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -38,26 +38,27 @@ class OpenInferenceError(msgspec.Struct):
 
 
 class ScoringError(msgspec.Struct):
-    """An error of `/invocations`, as the common scoring protocol has it; `error_code` is our code in capitals."""
+    """An error of `/invocations`, as the common scoring protocol has it; `code` is ours."""
 
     error_code: str
     message: str
+    code: str
     request_id: str
+    errors: list[Misfit] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorForm:
-    """How errors look under one part of the addresses."""
+    """How errors look under one part of the addresses; `shown_status` is the status that stands for another there."""
 
     body_type: type[msgspec.Struct]
     media_type: str
-    code_field: str
-    spelling: Callable[[str], str] = str
+    shown_status: Mapping[int, int] = field(default_factory=dict)
 
 
-_PROBLEM = ErrorForm(Problem, PROBLEM_MEDIA_TYPE, "code")
-_OPEN_INFERENCE = ErrorForm(OpenInferenceError, JSON_MEDIA_TYPE, "code")
-_SCORING = ErrorForm(ScoringError, JSON_MEDIA_TYPE, "error_code", str.upper)
+_PROBLEM = ErrorForm(Problem, PROBLEM_MEDIA_TYPE)
+_OPEN_INFERENCE = ErrorForm(OpenInferenceError, JSON_MEDIA_TYPE)
+_SCORING = ErrorForm(ScoringError, JSON_MEDIA_TYPE, {422: 400})
 
 
 def error_form(rule: str) -> ErrorForm:

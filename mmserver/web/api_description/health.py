@@ -1,7 +1,7 @@
 """The operations that say how the server is, and the description itself."""
 
 from mmserver.web.api_description import catalog_bodies as bodies
-from mmserver.web.api_description.operations import JSON, Answer, Operation, Parameter
+from mmserver.web.api_description.operations import ETAG, IF_NONE_MATCH, JSON, Answer, Operation
 
 HEALTH = "Health"
 
@@ -19,10 +19,10 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET", "/openapi.json", "get_openapi", HEALTH, "This description",
-        parameters=(Parameter("If-None-Match", "The tag that the client has.", {"type": "string"}, "header"),),
+        parameters=(IF_NONE_MATCH,),
         answers=(
-            Answer(200, "OpenAPI 3.1.", {JSON: {"type": "object", "required": ["openapi", "info", "paths"]}}, {"ETag": "Names the content."}),
-            Answer(304, "The client has it already.", headers={"ETag": "Names the content."}),
+            Answer(200, "OpenAPI 3.1.", {JSON: {"type": "object", "required": ["openapi", "info", "paths"]}}, ETAG),
+            Answer(304, "The client has it already.", headers=ETAG),
         ),
     ),
 )  # fmt: skip

@@ -106,8 +106,6 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     body: Body | None = None
     errors: tuple[AnyError, ...] = ()
-    is_public: bool = False
-    """Needs no key, also where keys are asked for."""
 
 
 # --- parameters that several operations share -----------------------------------------------------------------------
@@ -140,3 +138,7 @@ AS_OF = Parameter(
 )
 VERSION_PARAMETERS = (VERSION, AS_OF)
 GROUP_KEY = Parameter("group_key", "Which group, where several share the symbol.", QUERY_TEXT)
+IF_NONE_MATCH = Parameter(
+    "If-None-Match", "The tag that the client has: answered by 304 if it still holds.", TEXT, "header"
+)
+ETAG: Mapping[str, str] = {"ETag": "Names the content."}

@@ -10,7 +10,8 @@ PREDICTION = "Prediction"
 REFUSED_ITEM = (
     errors.ModelNotFound, errors.VersionNotFound, errors.SymbolNotFound, errors.SymbolAmbiguous, errors.SymbolArchived,
     errors.GroupHasNoModel, errors.GroupRefused, errors.ModelAmbiguous, errors.FieldsInvalid, errors.FeaturesInvalid,
-    errors.NotExplainable, errors.PredictorUnloadable, errors.PredictionNotFinite,
+    errors.NotExplainable, errors.NotInterpretable, errors.PredictorUnloadable, errors.PredictionNotFinite,
+    errors.PredictionFailed,
 )  # fmt: skip
 _OF_A_PREDICTION = (*REFUSED_ITEM, errors.TooManyRows, errors.CrossSite, *OF_STORED_DATA)
 _OF_A_BATCH = (errors.FieldsInvalid, errors.TooManyRows, errors.CrossSite, *OF_STORED_DATA)
