@@ -53,27 +53,22 @@ def facts_from_summary(summary: Mapping[str, Any]) -> ModelFacts:
     return ModelFacts(str(summary["kind"]), str(summary["objective"]), int(summary["n_outputs"]))
 
 
-def output_tensors(facts: ModelFacts) -> tuple[OutputTensor, ...] | None:
-    """The outputs of a model, the most useful one first; None where its kind is a plugin's own and has to be tried."""
+def widths_from_facts(facts: ModelFacts) -> Mapping[str, int] | None:
+    """How many numbers a row each output of the engine has; None where the kind is a plugin's own, and has to be loaded."""
     if facts.kind != "xgboost":
         return None
-    n_predicted = 1 if facts.objective == "multi:softmax" else facts.n_outputs
-    meaning = f"what XGBoost's predict returns: {_MEANINGS.get(facts.objective, 'the predicted value')}"
-    outputs = [
-        OutputTensor(PREDICTION, _shape(n_predicted), meaning),
-        OutputTensor(MARGIN, _shape(facts.n_outputs), "the sum of the leaves, before the objective's link function"),
-    ]
+    return {MARGIN: facts.n_outputs, PREDICTION: 1 if facts.objective == "multi:softmax" else facts.n_outputs}
+
+
+def output_tensors(facts: ModelFacts, widths: Mapping[str, int]) -> tuple[OutputTensor, ...]:
+    """The outputs of a model, the most useful one first."""
+    shapes = {name: _shape(width) for name, width in widths.items()}
     n_classes = _n_classes(facts)
-    if n_classes:
-        outputs.insert(0, OutputTensor(PROBABILITIES, (-1, n_classes), "the probability of each class"))
-    return tuple(outputs)
-
-
-def output_tensors_from_trial(outputs: Mapping[str, FloatRows]) -> tuple[OutputTensor, ...]:
-    """The same for a plugin's kind, from what the model gave for some rows."""
-    first = [PREDICTION] if PREDICTION in outputs else []
-    names = [*first, *(name for name in outputs if name != PREDICTION)]
-    return tuple(OutputTensor(name, _shape(outputs[name].shape[1]), "") for name in names)
+    if n_classes and PREDICTION in widths:
+        shapes.setdefault(PROBABILITIES, (-1, n_classes))
+    names = [name for name in (PROBABILITIES, PREDICTION) if name in shapes]
+    names += [name for name in shapes if name not in names]
+    return tuple(OutputTensor(name, shapes[name], _meaning(name, facts)) for name in names)
 
 
 def output_values(name: str, facts: ModelFacts, outputs: Mapping[str, FloatRows]) -> FloatRows:
@@ -89,6 +84,16 @@ def output_values(name: str, facts: ModelFacts, outputs: Mapping[str, FloatRows]
         return predicted
     values = outputs[name]
     return values.reshape(-1) if values.shape[1] == 1 else values
+
+
+def _meaning(name: str, facts: ModelFacts) -> str:
+    if name == PROBABILITIES:
+        return "the probability of each class"
+    if facts.kind != "xgboost":
+        return ""
+    if name == MARGIN:
+        return "the sum of the leaves, before the objective's link function"
+    return f"what XGBoost's predict returns: {_MEANINGS.get(facts.objective, 'the predicted value')}"
 
 
 def _n_classes(facts: ModelFacts) -> int:

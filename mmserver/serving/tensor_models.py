@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-
 from mmserver.catalog import history
 from mmserver.catalog.catalog import Catalog, Group, Version
 from mmserver.catalog.symbols import comparable_symbol
 from mmserver.errors import GroupHasNoModel, SymbolAmbiguous, SymbolNotFound
 from mmserver.serving.naming import resolve_name, split_name
-from mmserver.serving.output_tensors import ModelFacts, OutputTensor, output_tensors, output_tensors_from_trial
+from mmserver.serving.output_tensors import ModelFacts, OutputTensor, output_tensors
 from mmserver.serving.predictions import Resolved, Serving
 from mmserver.serving.predictors import LoadedModel
 
@@ -77,12 +75,8 @@ def facts_of(loaded: LoadedModel) -> ModelFacts:
 
 
 def outputs_of(loaded: LoadedModel) -> tuple[OutputTensor, ...]:
-    """The outputs of a loaded model; a plugin's own kind is tried with one row of zeros."""
-    found = _known_outputs(facts_of(loaded))
-    if found is None:
-        trial = loaded.engine.predict(np.zeros((1, loaded.engine.n_features), np.float32))
-        found = output_tensors_from_trial(trial)
-    return found
+    """The outputs of a loaded model."""
+    return _output_tensors(facts_of(loaded), tuple(loaded.outputs.items()))
 
 
 def _find_by_group_key(serving: Serving, name: str, version: str | None) -> Resolved | None:
@@ -94,4 +88,6 @@ def _find_by_group_key(serving: Serving, name: str, version: str | None) -> Reso
     return Resolved(found, group) if group is not None else None
 
 
-_known_outputs = lru_cache(maxsize=256)(output_tensors)
+@lru_cache(maxsize=256)
+def _output_tensors(facts: ModelFacts, widths: tuple[tuple[str, int], ...]) -> tuple[OutputTensor, ...]:
+    return output_tensors(facts, dict(widths))

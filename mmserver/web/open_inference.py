@@ -14,7 +14,7 @@ import msgspec
 
 from mmserver.catalog import groups, history
 from mmserver.errors import MmserverError, RequestInvalid
-from mmserver.serving.output_tensors import OutputTensor, facts_from_summary, output_tensors
+from mmserver.serving.output_tensors import OutputTensor, facts_from_summary, output_tensors, widths_from_facts
 from mmserver.serving.predictions import Serving
 from mmserver.serving.statistics import Duration, Statistics
 from mmserver.serving.tensor_models import TensorModel, find_tensor_model, outputs_of, tensor_models
@@ -255,7 +255,8 @@ def _described(serving: Serving, found: TensorModel) -> _Described:
     group = found.group
     summary = groups.group_detail(serving.store, group).record.model or {}
     facts = facts_from_summary(summary)
-    outputs = output_tensors(facts) or outputs_of(serving.predictors.get(group))
+    widths = widths_from_facts(facts)
+    outputs = output_tensors(facts, widths) if widths is not None else outputs_of(serving.predictors.get(group))
     properties = {
         "model_name": found.version.model_name,
         "version": found.version.label,
