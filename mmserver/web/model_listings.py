@@ -5,9 +5,8 @@ import msgspec
 
 from mmserver.catalog import history
 from mmserver.catalog.catalog import Group, Version
-from mmserver.errors import MmserverError
 from mmserver.serving.model_facts import NOTHING, ModelFacts, told_by
-from mmserver.web.current import SERVING_KEY, LateServing, current_serving, current_store
+from mmserver.web.current import SERVING_KEY, LateServing, current_actor, current_serving, current_store
 from mmserver.web.errors import problem_from_error
 from mmserver.web.health import RETRY_AFTER_S, run_checks, uptime_s
 from mmserver.web.requests import query_number, read_body
@@ -18,6 +17,7 @@ DEFAULT_LIMIT = 500
 MAX_LIMIT = 5000
 HEALTH_WORDS = {"ok": "healthy", "degraded": "degraded", "failing": "unhealthy"}
 MIB = 1 << 20
+_MOVING_REFERENCES = (None, history.LATEST, history.PRODUCTION)
 
 
 class ReloadModel(msgspec.Struct, frozen=True):
@@ -145,25 +145,25 @@ def post_ml_model_reload(model_name: str) -> flask.Response:
 
 
 def _reload(model_name: str, reference: str | None) -> flask.Response:
-    """What is loaded goes on answering until its successor is ready, and stays if that does not load."""
-    version = history.resolve_version(current_store(), model_name, reference)
-    predictors = current_serving().predictors
-    loaded, failed = [], []
-    for group in version.groups.values():
-        if not group.can_predict:
-            continue
-        try:
-            predictors.reload(group)
-        except MmserverError as error:
-            problem = problem_from_error(error)
-            failed.append({"group_key": group.group_key, "code": problem.code, "detail": problem.detail})
-        else:
-            loaded.append(group.group_key)
+    """Look at the directory, then load anew what predicts; what was loaded answers until its successor is ready, and stays if
+    that does not load.
+    """
+    store = current_store()
+    if reference in _MOVING_REFERENCES and not store.read_only:
+        from mmserver.catalog.refreshing import refresh_model
+
+        refresh_model(store, model_name, current_actor())
+    version = history.resolve_version(store, model_name, reference)
+    reloaded = current_serving().predictors.reload(version.groups.values())
+    failed = []
+    for group_key, error in reloaded.failed.items():
+        problem = problem_from_error(error)
+        failed.append({"group_key": group_key, "code": problem.code, "detail": problem.detail})
     return json_response({
-        "status": "reloaded" if not failed else "failed" if not loaded else "partly reloaded",
+        "status": "failed" if failed else "reloaded",
         "model_name": version.model_name,
         "version": version.label,
-        "loaded": loaded,
+        "loaded": reloaded.loaded,
         "failed": failed,
     })  # fmt: skip
 
