@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from mmserver.formats import Artifact as Artifact
     from mmserver.formats import ArtifactFormat as ArtifactFormat
     from mmserver.formats import Converter as Converter
+    from mmserver.formats import Decision as Decision
     from mmserver.formats import Event as Event
     from mmserver.formats import FactorList as FactorList
     from mmserver.formats import FloatRows as FloatRows
     from mmserver.formats import IcTable as IcTable
     from mmserver.formats import InfoRecord as InfoRecord
+    from mmserver.formats import Interpreter as Interpreter
     from mmserver.formats import ModelFile as ModelFile
     from mmserver.formats import PageLink as PageLink
     from mmserver.formats import Predictor as Predictor
@@ -40,11 +42,13 @@ _HOMES = {
     "Artifact": "mmserver.formats",
     "ArtifactFormat": "mmserver.formats",
     "Converter": "mmserver.formats",
+    "Decision": "mmserver.formats",
     "Event": "mmserver.formats",
     "FactorList": "mmserver.formats",
     "FloatRows": "mmserver.formats",
     "IcTable": "mmserver.formats",
     "InfoRecord": "mmserver.formats",
+    "Interpreter": "mmserver.formats",
     "ModelFile": "mmserver.formats",
     "NotConvertible": "mmserver.errors",
     "PageLink": "mmserver.formats",

@@ -411,6 +411,13 @@ class NotExplainable(Unprocessable):
     template = "{model_name} cannot explain its predictions: {reason}"
 
 
+class NotInterpretable(Unprocessable):
+    """The model's outputs say no direction by themselves; the protocols that give them as they are still work."""
+
+    code = "not_interpretable"
+    template = "{group_key} gives no direction: {reason}"
+
+
 class TooManyRows(TooLarge):
     """The request asks for more rows than one request may."""
 
@@ -556,6 +563,13 @@ class BlobCorrupt(Corrupt):
 
     code = "blob_corrupt"
     template = "the stored blob {sha256} is damaged: {reason}"
+
+
+class PredictionFailed(Corrupt):
+    """The model's library failed on the row; the log has the reason."""
+
+    code = "prediction_failed"
+    template = "{group_key} could not be run: {reason}"
 
 
 class PredictionNotFinite(Corrupt):

@@ -4,7 +4,7 @@ A plugin turns the bytes of one artifact file into one of the parsed types below
 may raise whatever it likes: the core runs it in a guarded worker process and turns any error into a refusal of that file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -125,7 +125,13 @@ class Converter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Predictor(Protocol):
-    """A model that is loaded and ready; shared by all threads, so it must not change after it was made."""
+    """A model that is loaded and ready; shared by all threads, so it must not change after it was made.
+
+    Two more members are used where a predictor has them. `accepts_missing: bool` says that NaN means "missing" to the model;
+    without it, rows with a missing value are refused before they get here. `contributions(rows)` says how much each feature
+    moves each output's margin, and last what the model gives without any: n_rows × n_outputs × (n_features + 1), adding
+    up to the margin; it may raise ValueError for rows that it cannot explain.
+    """
 
     @property
     def n_features(self) -> int:
@@ -141,6 +147,46 @@ class Predictor(Protocol):
         Shapes:
             rows: n_rows × n_features, float32, C-contiguous; NaN is missing.
             returns: output name → n_rows × width, float32; a row's result does not depend on the others.
+        """
+
+
+Direction: TypeAlias = Literal["HOLD", "BUY", "SELL"]
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What one row of output means.
+
+    Units:
+        confidence: how likely the direction is right, in [0, 1]; probability: what the model itself gives the direction, in
+        [0, 1], None for a regressor; expected_return: in the unit of the model's return, None for a pure classifier.
+        What there is no ground for is None.
+    """
+
+    direction: Direction
+    confidence: float | None
+    probability: float | None
+    expected_return: float | None
+
+
+class Interpreter(Protocol):
+    """What a model's outputs mean; shared by all threads, so it must not change after it was made."""
+
+    @property
+    def direction_from(self) -> str:
+        """What the direction is made of, in a few words; shown in `model_info`."""
+
+    @property
+    def confidence_from(self) -> str | None:
+        """What the confidence is made of; None where there is none."""
+
+    def decide(self, outputs: Mapping[str, FloatRows], dead_band: float) -> Sequence[Decision]:
+        """One decision a row, which does not depend on the other rows.
+
+        Shapes:
+            outputs: name → n_rows × width, as the predictor gave them; all numbers are finite.
+
+        Units:
+            dead_band: an expected return of this size or smaller, up or down, is HOLD.
         """
 
 

@@ -4,11 +4,11 @@ A plugin is a module (or object) with functions of these names, each decorated w
 entry-point group `mmserver.plugins` or as a single file in `--plugins-dir`. A misspelt hook stops the start.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from mmserver.formats import ArtifactFormat, Converter, Event, ModelFile, PageLink, Predictor
+from mmserver.formats import ArtifactFormat, Converter, Event, Interpreter, ModelFile, PageLink, Predictor
 
 if TYPE_CHECKING:
     import click
@@ -35,6 +35,15 @@ def mmserver_load_predictor(model: ModelFile) -> Predictor | None:
 
     First called in the guarded worker when an artifact is read, to prove that the model loads and predicts; what it
     raises there refuses the artifact.
+    """
+
+
+@hookspec(firstresult=True)
+def mmserver_load_interpreter(model: ModelFile, info: dict[str, Any]) -> Interpreter | None:
+    """What says which direction the model's outputs mean, or None to leave it to others, at last to mmserver itself.
+
+    `info` is what the info file has. Called in the server when the model is loaded; where it raises, the model gives its raw
+    outputs only.
     """
 
 

@@ -19,7 +19,7 @@ import pluggy
 
 from mmserver import hookspecs
 from mmserver.errors import PluginInvalid
-from mmserver.formats import ArtifactFormat, Converter, Event, ModelFile, PageLink, Predictor
+from mmserver.formats import ArtifactFormat, Converter, Event, Interpreter, ModelFile, PageLink, Predictor
 
 if TYPE_CHECKING:
     import click
@@ -72,6 +72,11 @@ class Plugins:
         """The first predictor that a plugin gives; what it raises is left to the caller, who runs in the worker."""
         predictor: Predictor | None = self._manager.hook.mmserver_load_predictor(model=model)
         return predictor
+
+    def load_interpreter(self, model: ModelFile, info: dict[str, Any]) -> Interpreter | None:
+        """The first interpreter that a plugin gives; what it raises is left to the caller."""
+        interpreter: Interpreter | None = self._manager.hook.mmserver_load_interpreter(model=model, info=info)
+        return interpreter
 
     def notify(self, event: Event) -> None:
         """Tell every plugin; what they raise is logged and does not reach the caller."""

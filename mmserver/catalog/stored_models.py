@@ -47,6 +47,13 @@ def stored_model(database: Database, group: Group) -> StoredModel:
     return StoredModel(model=_model_file(record, content), record=record)
 
 
+def stored_content_sha256(database: Database, group: Group) -> str | None:
+    """The hash of the model's content, without reading it; None where there is no model."""
+    with database.read() as connection:
+        record = group_record(connection, group)
+    return str(record.model["content_sha256"]) if record.model is not None else None
+
+
 def model_kind(database: Database, group: Group) -> str:
     """The kind of the group's model, without reading the model; empty where there is none."""
     with database.read() as connection:

@@ -1,19 +1,42 @@
 """One process's prediction service: resolve, take the features, run the model, say what it means."""
 
-from collections.abc import Sequence
+import itertools
+import logging
+import math
+import secrets
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
+import numpy as np
 
-from mmserver.catalog.catalog import Group, Version
 from mmserver.catalog.store import Store
-from mmserver.errors import MmserverError
-from mmserver.serving.interpretation import Decision
-from mmserver.serving.predictors import Predictors
+from mmserver.errors import (
+    MmserverError,
+    NotExplainable,
+    PredictionFailed,
+    PredictionNotFinite,
+    TooManyRows,
+)
+from mmserver.formats import Decision, FloatRows
+from mmserver.serving.features import Features
+from mmserver.serving.interpretation import decide
+from mmserver.serving.model_facts import training_date
+from mmserver.serving.predictors import LoadedModel, Predictors, checked_outputs
+from mmserver.serving.resolving import Resolved, Resolver
+from mmserver.serving.statistics import Statistics
+from mmserver.serving.training_facts import accuracy
 
-Features: TypeAlias = list[float | None] | list[list[float | None]] | dict[str, float | None]
+__all__ = ["MAX_EXPLAINED_ROWS", "Asked", "Decision", "Features", "Prediction", "Resolved", "Serving"]
+
+MAX_EXPLAINED_ROWS = 64
+"""Contributions cost a thousand times what a prediction costs."""
+
+_MAX_MODEL_INFOS = 20_000
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +52,6 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
-    """What a request means: it keeps this to its end, whatever is published meanwhile."""
-
-    version: Version
-    group: Group
-
-
-@dataclass(frozen=True, slots=True)
 class Prediction:
     """One answer."""
 
@@ -48,6 +63,18 @@ class Prediction:
     """JSON: version, training_date, accuracy, and what the decision rests on."""
     prediction_id: str
     contributions: dict[str, Any] | None = None
+    """How much each factor moved the margin, and the base: they sum to it. Of several outputs, a list under `outputs`."""
+
+
+@dataclass(slots=True)
+class _Item:
+    """One item of a batch on its way: where its answer goes, and the row that it became."""
+
+    at: int
+    asked: Asked
+    resolved: Resolved
+    loaded: LoadedModel
+    row: FloatRows
 
 
 class Serving:
@@ -56,25 +83,312 @@ class Serving:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.predictors = Predictors(store)
+        self.statistics = Statistics()
+        self._resolver = Resolver(store)
+        self._dead_band = store.settings.dead_band
+        self._dead_bands = store.settings.dead_bands
+        self._model_infos: dict[tuple[int, int], tuple[LoadedModel, msgspec.Raw]] = {}
+        self._id_prefix = secrets.token_hex(8)
+        self._id_numbers = itertools.count()
 
     def resolve(
         self, symbol: str | None, model_name: str | None, version: str | None = None, as_of: datetime | None = None
     ) -> Resolved:
         """The version and group meant; from memory, except for versions that are not served now.
 
+        Without `model_name`: the only model that has the symbol, else the default. Without `symbol`: the model's only group.
+
         Raises:
             ModelNotFound, VersionNotFound, SymbolNotFound, SymbolAmbiguous, GroupRefused, SymbolArchived, ModelAmbiguous
+            FieldsInvalid: neither a symbol nor a model is named.
         """
-        raise NotImplementedError
+        return self._resolver.resolve(symbol, model_name, version, as_of)
+
+    def known(self, symbol: str | None, model_name: str | None, version: str | None = None) -> Resolved | None:
+        """As `resolve`, if the same was resolved against the present catalog before; else None, at once."""
+        return self._resolver.known(symbol, model_name, version)
 
     def predict(self, asked: Asked) -> Prediction:
         """One prediction.
 
         Raises:
-            what `resolve` does; GroupHasNoModel, PredictorUnloadable; FeaturesInvalid; NotExplainable; PredictionNotFinite
+            what `resolve` does; GroupHasNoModel, PredictorUnloadable, NotReady; FeaturesInvalid; NotExplainable;
+            NotInterpretable; PredictionFailed, PredictionNotFinite
         """
-        raise NotImplementedError
+        resolved = self.resolve(asked.symbol, asked.model_name, asked.version, asked.as_of)
+        begun_ns = time.perf_counter_ns()
+        try:
+            loaded = self.predictors.get(resolved.group)
+            row = loaded.layout.row(asked.features)
+            explained = self.contributions(resolved, loaded, row)[0] if asked.explain else None
+        except MmserverError:
+            self.statistics.failed(resolved.version, resolved.group, time.perf_counter_ns() - begun_ns)
+            raise
+        decision = self.predict_row(resolved, loaded, row, begun_ns)
+        return self._prediction(asked, resolved, loaded, decision, explained)
+
+    def predict_row(
+        self, resolved: Resolved, loaded: LoadedModel, row: FloatRows, begun_ns: int | None = None
+    ) -> Decision:
+        """The quickest way from one row to a decision, counted in the statistics.
+
+        `begun_ns`: when the work on the request began, for the statistics.
+
+        Shapes:
+            row: 1 × n_features, as `loaded.layout` made it.
+
+        Raises:
+            NotInterpretable, PredictionFailed, PredictionNotFinite
+        """
+        group = resolved.group
+        ready_ns = time.perf_counter_ns()
+        try:
+            outputs = loaded.engine.predict(row)
+            ran_ns = time.perf_counter_ns()
+            for values in outputs.values():
+                if not math.isfinite(sum(values.tolist()[0])):  # as float64 it cannot overflow
+                    raise _not_finite(group.group_key, outputs)
+            decision = decide(loaded.interpreter, group.group_key, outputs, self.dead_band(resolved))[0]
+        except MmserverError:
+            self._failed(resolved, begun_ns or ready_ns)
+            raise
+        except Exception as error:
+            self._failed(resolved, begun_ns or ready_ns)
+            raise _prediction_failed(group.group_key, error) from error
+        self.statistics.succeeded(
+            resolved.version,
+            group,
+            n_rows=1,
+            input_ns=ready_ns - (begun_ns or ready_ns),
+            infer_ns=ran_ns - ready_ns,
+            output_ns=time.perf_counter_ns() - ran_ns,
+        )
+        return decision
 
     def predict_many(self, asked: Sequence[Asked]) -> list[Prediction | MmserverError]:
-        """Each item's answer or its error, in the order asked; rows of one model run together."""
-        raise NotImplementedError
+        """Each item's answer or its error, in the order asked; rows of one model run together.
+
+        Raises:
+            TooManyRows: more items than `max_rows`, or than may be explained.
+        """
+        self.check_n_rows(len(asked))
+        n_explained = sum(one.explain for one in asked)
+        if n_explained > MAX_EXPLAINED_ROWS:
+            raise TooManyRows(n_rows=n_explained, limit=MAX_EXPLAINED_ROWS)
+        answers: list[Prediction | MmserverError | None] = [None] * len(asked)
+        items_by_model: dict[tuple[int, int], list[_Item]] = {}
+        for at, one in enumerate(asked):
+            try:
+                item = self._prepared(at, one)
+            except MmserverError as error:
+                answers[at] = error
+            else:
+                key = (item.resolved.version.id, item.resolved.group.id)
+                items_by_model.setdefault(key, []).append(item)
+        for items in items_by_model.values():
+            for item, answer in zip(items, self._run_together(items), strict=True):
+                answers[item.at] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def run(self, resolved: Resolved, rows: np.ndarray[Any, Any], queue_ns: int = 0) -> Mapping[str, FloatRows]:
+        """The model's raw outputs for a table of rows, by output name: what the standard protocols give.
+
+        Shapes:
+            rows: n_rows × n_features, any kind of number. Returns n_rows × width each, float32, all finite.
+
+        Raises:
+            TooManyRows; GroupHasNoModel, PredictorUnloadable, NotReady; FeaturesInvalid; PredictionFailed,
+            PredictionNotFinite
+        """
+        begun_ns = time.perf_counter_ns()
+        try:
+            if rows.ndim > 0:
+                self.check_n_rows(len(rows))
+            loaded = self.predictors.get(resolved.group)
+            table = loaded.layout.rows(rows)
+            ready_ns = time.perf_counter_ns()
+            outputs = self._outputs(loaded, table)
+            ran_ns = time.perf_counter_ns()
+            for values in outputs.values():
+                if not np.isfinite(values).all():
+                    raise _not_finite(resolved.group.group_key, outputs)
+        except MmserverError:
+            self._failed(resolved, begun_ns)
+            raise
+        self.statistics.succeeded(
+            resolved.version,
+            resolved.group,
+            n_rows=len(table),
+            input_ns=ready_ns - begun_ns,
+            infer_ns=ran_ns - ready_ns,
+            output_ns=time.perf_counter_ns() - ran_ns,
+            queue_ns=queue_ns,
+        )
+        return outputs
+
+    def contributions(self, resolved: Resolved, loaded: LoadedModel, rows: FloatRows) -> list[dict[str, Any]]:
+        """How much each factor moved each row's margin: `{"base", "factors": {name: value}}`, which sum to it; where the model
+        has several outputs, `{"outputs": [...]}` with one such entry each.
+
+        Raises:
+            NotExplainable: the model's library cannot say.
+            TooManyRows: more than MAX_EXPLAINED_ROWS.
+            PredictionFailed, PredictionNotFinite
+        """
+        model_name, group_key = resolved.version.model_name, resolved.group.group_key
+        if len(rows) > MAX_EXPLAINED_ROWS:
+            raise TooManyRows(n_rows=len(rows), limit=MAX_EXPLAINED_ROWS)
+        try:
+            found = loaded.engine.contributions(rows)
+        except NotImplementedError as error:
+            reason = str(error) or f"{loaded.engine.name} gives no contributions"
+            raise NotExplainable(model_name=model_name, reason=reason) from error
+        except Exception as error:
+            raise _prediction_failed(group_key, error) from error
+        expected = (len(rows), loaded.model.n_outputs, loaded.layout.width + 1)
+        if found.shape != expected:
+            raise PredictionFailed(group_key=group_key, reason=f"contributions of shape {found.shape}, not {expected}")
+        if not np.isfinite(found).all():
+            raise _not_finite(group_key, {"contributions": found})
+        return [_explained(loaded.layout.factors, row) for row in found.tolist()]
+
+    def model_info(self, resolved: Resolved, loaded: LoadedModel) -> msgspec.Raw:
+        """JSON, made once: version, training_date, accuracy as the info file has them, and what decisions rest on."""
+        key = (resolved.version.id, resolved.group.id)
+        known = self._model_infos.get(key)
+        if known is not None and known[0] is loaded:
+            return known[1]
+        info = {
+            "version": resolved.version.label,
+            "training_date": training_date(loaded.record.facts),
+            "accuracy": accuracy(loaded.record.info),
+            "engine": loaded.engine.name,
+            "direction_from": loaded.interpreter.direction_from,
+            "confidence_from": loaded.interpreter.confidence_from,
+        }
+        raw = msgspec.Raw(msgspec.json.encode(info))
+        if len(self._model_infos) >= _MAX_MODEL_INFOS:
+            self._model_infos.clear()
+        self._model_infos[key] = (loaded, raw)
+        return raw
+
+    def new_prediction_id(self) -> str:
+        """Unique in all processes and for all times."""
+        return f"{self._id_prefix}{next(self._id_numbers):08x}"
+
+    def dead_band(self, resolved: Resolved) -> float:
+        """An expected return of this size or smaller is HOLD for the model; several models may share one predictor."""
+        return self._dead_bands.get(resolved.version.model_name, self._dead_band)
+
+    def check_n_rows(self, n_rows: int) -> None:
+        """Raises TooManyRows where one request asks for more than `max_rows`."""
+        if n_rows > self.store.settings.max_rows:
+            raise TooManyRows(n_rows=n_rows, limit=self.store.settings.max_rows)
+
+    # --- batches ----------------------------------------------------------------------------------------------------------
+
+    def _prepared(self, at: int, asked: Asked) -> _Item:
+        resolved = self.resolve(asked.symbol, asked.model_name, asked.version, asked.as_of)
+        begun_ns = time.perf_counter_ns()
+        try:
+            loaded = self.predictors.get(resolved.group)
+            return _Item(at, asked, resolved, loaded, loaded.layout.row(asked.features))
+        except MmserverError:
+            self._failed(resolved, begun_ns)
+            raise
+
+    def _run_together(self, items: Sequence[_Item]) -> list[Prediction | MmserverError]:
+        """The answers for items of one group in one version; if the run as a whole fails, each is run by itself."""
+        resolved, loaded = items[0].resolved, items[0].loaded
+        group_key = resolved.group.group_key
+        begun_ns = time.perf_counter_ns()
+        rows: FloatRows = np.concatenate([item.row for item in items])
+        ready_ns = time.perf_counter_ns()
+        try:
+            outputs = self._outputs(loaded, rows)
+            ran_ns = time.perf_counter_ns()
+            is_finite = np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in outputs.values()])
+            good = {name: values[is_finite] for name, values in outputs.items()}
+            decisions = iter(
+                decide(loaded.interpreter, group_key, good, self.dead_band(resolved)) if is_finite.any() else ()
+            )
+        except MmserverError as error:
+            if len(items) > 1 and isinstance(error, PredictionFailed):
+                return [answer for item in items for answer in self._run_together([item])]
+            self._failed(resolved, begun_ns)
+            return [error] * len(items)
+        answers: list[Prediction | MmserverError] = []
+        for at, item in enumerate(items):
+            if is_finite[at]:
+                answers.append(self._answer(item, next(decisions)))
+            else:
+                self._failed(resolved, begun_ns)
+                answers.append(_not_finite(group_key, {name: values[at : at + 1] for name, values in outputs.items()}))
+        if is_finite.any():
+            self.statistics.succeeded(
+                resolved.version,
+                resolved.group,
+                n_rows=int(is_finite.sum()),
+                input_ns=ready_ns - begun_ns,
+                infer_ns=ran_ns - ready_ns,
+                output_ns=time.perf_counter_ns() - ran_ns,
+            )
+        return answers
+
+    def _answer(self, item: _Item, decision: Decision) -> Prediction | MmserverError:
+        try:
+            explained = self.contributions(item.resolved, item.loaded, item.row)[0] if item.asked.explain else None
+        except MmserverError as error:
+            return error
+        return self._prediction(item.asked, item.resolved, item.loaded, decision, explained)
+
+    # --- parts ------------------------------------------------------------------------------------------------------------
+
+    def _outputs(self, loaded: LoadedModel, rows: FloatRows) -> Mapping[str, FloatRows]:
+        group_key = loaded.group.group_key
+        try:
+            outputs = loaded.engine.predict(rows)
+        except Exception as error:
+            raise _prediction_failed(group_key, error) from error
+        return checked_outputs(outputs, len(rows), group_key, loaded.outputs)
+
+    def _prediction(
+        self,
+        asked: Asked,
+        resolved: Resolved,
+        loaded: LoadedModel,
+        decision: Decision,
+        explained: dict[str, Any] | None,
+    ) -> Prediction:
+        return Prediction(
+            symbol=asked.symbol,
+            decision=decision,
+            model_name=resolved.version.model_name,
+            version=resolved.version.label,
+            model_info=self.model_info(resolved, loaded),
+            prediction_id=self.new_prediction_id(),
+            contributions=explained,
+        )
+
+    def _failed(self, resolved: Resolved, begun_ns: int) -> None:
+        self.statistics.failed(resolved.version, resolved.group, time.perf_counter_ns() - begun_ns)
+
+
+def _explained(factors: Sequence[str], outputs: list[list[float]]) -> dict[str, Any]:
+    entries = [{"base": values[-1], "factors": dict(zip(factors, values, strict=False))} for values in outputs]
+    return entries[0] if len(entries) == 1 else {"outputs": entries}
+
+
+def _not_finite(group_key: str, outputs: Mapping[str, FloatRows]) -> PredictionNotFinite:
+    for name, values in outputs.items():
+        wrong = values[~np.isfinite(values)]
+        if wrong.size:
+            return PredictionNotFinite(group_key=group_key, value=float(wrong[0]), output=name)
+    return PredictionNotFinite(group_key=group_key, value="something that is not finite", output="an output")
+
+
+def _prediction_failed(group_key: str, error: Exception) -> PredictionFailed:
+    if isinstance(error, PredictionFailed):
+        return error
+    log.error("%s: its library failed", group_key, exc_info=error)
+    return PredictionFailed(group_key=group_key, reason=type(error).__name__)

@@ -1,11 +1,35 @@
 """Models that are loaded and ready: one for each group, least recently used first out, bounded in bytes."""
 
+import copy
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+import msgspec
+import numpy as np
+
 from mmserver.catalog.catalog import Group
+from mmserver.catalog.ingest import GroupRecord
 from mmserver.catalog.store import Store
-from mmserver.formats import ModelFile
-from mmserver.serving.engines import Engine
+from mmserver.catalog.stored_models import StoredModel, stored_content_sha256, stored_model
+from mmserver.errors import Corrupt, GroupHasNoModel, MmserverError, NotReady, PredictionFailed, PredictorUnloadable
+from mmserver.formats import FloatRows, Interpreter, ModelFile
+from mmserver.serving.crash_ledger import DIRECTORY_NAME, MAX_CRASHES, CrashLedger
+from mmserver.serving.engines import TREES, Engine, load_engine
+from mmserver.serving.features import RowLayout
+from mmserver.serving.interpretation import load_interpreter
+from mmserver.trees.exact import is_proven_exact
+
+FAILURE_LASTS_S = 60.0
+"""A model that did not load is tried again after that time at the earliest: memory may have been short."""
+
+_OVERHEAD_BYTES = 20_000  # of what stands around an engine: factor names, an interpreter, the objects themselves
+_BYTES_A_FACTOR = 200
+_N_TIMED = 3
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,23 +43,350 @@ class LoadedModel:
     size_bytes: int
     row_cost_ns: int
     """Measured at loading, for one row: the least of a few."""
+    layout: RowLayout
+    interpreter: Interpreter
+    record: GroupRecord
+    """What is stored beside the model, without its IC table."""
+    outputs: Mapping[str, int]
+    """Numbers a row of each output, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a reload came to, by group key; a group that failed goes on being served with what was loaded before, if anything."""
+
+    loaded: tuple[str, ...]
+    failed: Mapping[str, MmserverError]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: MmserverError
+    until: float
+
+
+class _Flight:
+    """One load that is under way, which others wait for."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.loaded: LoadedModel | None = None
+        self.error: BaseException | None = None
 
 
 class Predictors:
-    """All loaded models of one process."""
+    """All loaded models of one process; safe for all threads. Readers take no lock.
 
-    def __init__(self, store: Store) -> None:
-        raise NotImplementedError
+    Content never changes under a group's id, so a loaded model is never out of date; it is only no longer needed.
+    """
+
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._limit_bytes = store.settings.predictor_cache_bytes
+        self._ledger = CrashLedger(None if store.read_only else store.settings.data_dir / DIRECTORY_NAME)
+        self._clock = clock
+        self._loaded: dict[int, LoadedModel] = {}
+        self._used: dict[int, int] = {}
+        self._ticks = itertools.count()
+        self._flights: dict[int, _Flight] = {}
+        self._failures: dict[int, _Failure] = {}
+        self._unloaded: frozenset[int] = frozenset()
+        self._size_bytes = 0
+        self._lock = threading.Lock()
 
     def get(self, group: Group) -> LoadedModel:
         """The group's model; the first thread loads it from the database, others wait for that.
 
         Raises:
             GroupHasNoModel: there is none, or no plugin runs its kind.
-            PredictorUnloadable: it does not load; not tried again for the same content until it is reloaded.
+            PredictorUnloadable: it does not load; not tried again for a while, unless it is reloaded.
+            NotReady: it was unloaded on purpose.
         """
-        raise NotImplementedError
+        loaded = self._loaded.get(group.id)
+        if loaded is not None:
+            self._used[group.id] = next(self._ticks)
+            return loaded
+        if group.id in self._unloaded:
+            raise NotReady(what=f"{group.group_key} was unloaded; it")
+        return self._fetch(group, keep=self._keep)
 
     def held(self, group: Group) -> LoadedModel | None:
         """The same without waiting: None unless it is loaded."""
-        raise NotImplementedError
+        loaded = self._loaded.get(group.id)
+        if loaded is not None:
+            self._used[group.id] = next(self._ticks)
+        return loaded
+
+    def is_loaded(self, group: Group) -> bool:
+        """Whether it is loaded, without counting as a use."""
+        return group.id in self._loaded
+
+    def is_unloaded(self, group: Group) -> bool:
+        """Whether it was unloaded on purpose, and not loaded since."""
+        return group.id in self._unloaded
+
+    def loaded(self) -> list[LoadedModel]:
+        """All models that are loaded now."""
+        return list(self._loaded.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that all of them hold."""
+        return self._size_bytes
+
+    def load(self, group: Group) -> LoadedModel:
+        """As `get`, also after it was unloaded, and whatever went wrong before.
+
+        Raises:
+            GroupHasNoModel, PredictorUnloadable
+        """
+        self._forgive(group)
+        return self.get(group)
+
+    def reload(self, groups: Iterable[Group]) -> Reloaded:
+        """Load anew what is loaded, failed or was unloaded, and put it in the place of what was; the rest is loaded at its first
+        use anyway. No request fails meanwhile, or sees half of it.
+        """
+        loaded: list[str] = []
+        failed: dict[str, MmserverError] = {}
+        wanted = list(groups)
+        for group in wanted:
+            is_wanted = len(wanted) == 1 or group.id in self._loaded or group.id in self._failures
+            if not (is_wanted or group.id in self._unloaded) or not group.can_predict:
+                continue
+            try:
+                self._forgive(group)
+                self._fetch(group, keep=self._keep, anew=True)
+            except MmserverError as error:
+                failed[group.group_key] = error
+            else:
+                loaded.append(group.group_key)
+        return Reloaded(loaded=tuple(loaded), failed=failed)
+
+    def unload(self, group: Group) -> None:
+        """Let it go and answer NotReady until it is loaded again; requests that have it finish with it."""
+        with self._lock:
+            self._unloaded |= {group.id}
+            self._drop(group.id)
+
+    def warm(self, group: Group, needed: Collection[int]) -> bool:
+        """Load it ahead of its first use, if there is room without letting go of anything in `needed` (group ids).
+
+        Returns:
+            False if there is no room for it; it may take the place of what is not in `needed`.
+
+        Raises:
+            GroupHasNoModel, PredictorUnloadable
+        """
+        if group.id in self._loaded or group.id in self._unloaded:
+            return True
+        has_room = False
+
+        def keep_in_room(loaded: LoadedModel) -> None:
+            nonlocal has_room
+            with self._lock:
+                for group_id in self._least_used():
+                    if self._size_bytes + loaded.size_bytes <= self._limit_bytes:
+                        break
+                    if group_id not in needed:
+                        self._drop(group_id)
+                has_room = self._size_bytes + loaded.size_bytes <= self._limit_bytes
+                if has_room:
+                    self._hold(loaded)
+
+        self._fetch(group, keep=keep_in_room)
+        return has_room or group.id in self._loaded
+
+    def retain(self, group_ids: Collection[int]) -> None:
+        """Let go of every model of another group: those are not stored any more."""
+        with self._lock:
+            for group_id in [held for held in self._loaded if held not in group_ids]:
+                self._drop(group_id)
+            self._unloaded = frozenset(group_id for group_id in self._unloaded if group_id in group_ids)
+            for group_id in [failed for failed in self._failures if failed not in group_ids]:
+                del self._failures[group_id]
+
+    def known_ids(self) -> set[int]:
+        """The groups that anything is remembered of."""
+        with self._lock:
+            return {*self._loaded, *self._unloaded, *self._failures}
+
+    # --- loading ----------------------------------------------------------------------------------------------------------
+
+    def _fetch(self, group: Group, *, keep: Callable[[LoadedModel], None], anew: bool = False) -> LoadedModel:
+        """Load it, or wait for the thread that does."""
+        with self._lock:
+            loaded = None if anew else self._loaded.get(group.id)
+            if loaded is not None:
+                return loaded
+            failure = self._failures.get(group.id)
+            if failure is not None and self._clock() < failure.until:
+                raise copy.copy(failure.error)
+            flight = self._flights.get(group.id)
+            leads = flight is None or anew
+            if flight is None or anew:
+                flight = self._flights[group.id] = _Flight()
+        if not leads:
+            return self._awaited(flight)
+        try:
+            flight.loaded = self._load(group)
+            keep(flight.loaded)
+        except BaseException as error:
+            flight.error = error
+            raise
+        finally:
+            with self._lock:
+                if self._flights.get(group.id) is flight:
+                    del self._flights[group.id]
+            flight.done.set()
+        return flight.loaded
+
+    def _awaited(self, flight: _Flight) -> LoadedModel:
+        flight.done.wait()
+        if flight.loaded is not None:
+            return flight.loaded
+        if isinstance(flight.error, MmserverError):
+            raise copy.copy(flight.error)
+        raise RuntimeError("the thread that loaded the model failed") from flight.error
+
+    def _load(self, group: Group) -> LoadedModel:
+        try:
+            stored = stored_model(self._store.database, group)
+            loaded = self._guarded(group, stored)
+        except (GroupHasNoModel, PredictorUnloadable, Corrupt) as error:
+            with self._lock:
+                self._failures[group.id] = _Failure(error, self._clock() + FAILURE_LASTS_S)
+            raise
+        with self._lock:
+            self._failures.pop(group.id, None)
+        return loaded
+
+    def _guarded(self, group: Group, stored: StoredModel) -> LoadedModel:
+        """A model that needs a library gets a note in the ledger while it is loaded and tried."""
+        if stored.model.kind == TREES and is_proven_exact(stored.model):
+            return self._contained(group, stored)
+        sha256 = str((stored.record.model or {})["content_sha256"])
+        n_crashes = self._ledger.n_crashes(sha256)
+        if n_crashes >= MAX_CRASHES:
+            reason = f"mmserver died {n_crashes} times while it was loaded; reload it to try again"
+            raise PredictorUnloadable(group_key=group.group_key, reason=reason)
+        with self._ledger.noted(sha256):
+            return self._contained(group, stored)
+
+    def _contained(self, group: Group, stored: StoredModel) -> LoadedModel:
+        try:
+            return self._built(group, stored)
+        except (GroupHasNoModel, PredictorUnloadable):
+            raise
+        except Exception as error:
+            log.exception("%s: its model does not load", group.group_key)
+            raise PredictorUnloadable(group_key=group.group_key, reason=_short(error)) from error
+
+    def _built(self, group: Group, stored: StoredModel) -> LoadedModel:
+        model, record = stored.model, stored.record
+        engine = load_engine(model, self._store.plugins)
+        if engine is None:
+            raise GroupHasNoModel(group_key=group.group_key, reason=f"no plugin runs {model.kind} models")
+        if engine.n_features != len(group.factors):
+            reason = f"it takes {engine.n_features} features, but the group has {len(group.factors)} factors"
+            raise PredictorUnloadable(group_key=group.group_key, reason=reason)
+        layout = RowLayout(group.factors, accepts_missing=engine.accepts_missing)
+        row_cost_ns, widths = _tried(engine)
+        return LoadedModel(
+            group=group,
+            model=msgspec.structs.replace(model, content=b"", probes=None),
+            engine=engine,
+            size_bytes=engine.size_bytes + _OVERHEAD_BYTES + _BYTES_A_FACTOR * len(group.factors),
+            row_cost_ns=row_cost_ns,
+            layout=layout,
+            interpreter=load_interpreter(model, record.info, widths, self._store.plugins),
+            record=msgspec.structs.replace(record, ic_table=[], dim_factors=[]),
+            outputs=widths,
+        )
+
+    def _forgive(self, group: Group) -> None:
+        with self._lock:
+            self._failures.pop(group.id, None)
+            self._unloaded -= {group.id}
+        sha256 = stored_content_sha256(self._store.database, group)
+        if sha256 is not None:
+            self._ledger.forget(sha256)
+
+    # --- holding; under the lock ------------------------------------------------------------------------------------------
+
+    def _keep(self, loaded: LoadedModel) -> None:
+        """Hold it, and let others go for it; one that is larger than the whole bound is not held."""
+        with self._lock:
+            if loaded.group.id in self._unloaded:
+                return
+            if loaded.size_bytes > self._limit_bytes:
+                self._drop(loaded.group.id)
+                return
+            self._hold(loaded)
+            for group_id in self._least_used():
+                if self._size_bytes <= self._limit_bytes:
+                    break
+                if group_id != loaded.group.id:
+                    self._drop(group_id)
+
+    def _hold(self, loaded: LoadedModel) -> None:
+        before = self._loaded.get(loaded.group.id)
+        self._size_bytes += loaded.size_bytes - (before.size_bytes if before is not None else 0)
+        self._loaded[loaded.group.id] = loaded
+        self._used[loaded.group.id] = next(self._ticks)
+
+    def _drop(self, group_id: int) -> None:
+        dropped = self._loaded.pop(group_id, None)
+        if dropped is not None:
+            self._size_bytes -= dropped.size_bytes
+
+    def _least_used(self) -> list[int]:
+        """Ids of what is held, least recently used first; forgets the uses of what is not held any more."""
+        used = self._used
+        for group_id in [known for known in list(used) if known not in self._loaded]:
+            used.pop(group_id, None)
+        return sorted(self._loaded, key=lambda group_id: used.get(group_id, 0))
+
+
+def _tried(engine: Engine) -> tuple[int, dict[str, int]]:
+    """(nanoseconds for one row, the width of each output); what the engine gives is checked to be what it should."""
+    row: FloatRows = np.zeros((1, engine.n_features), np.float32)
+    outputs = checked_outputs(engine.predict(row), 1, "")
+    widths = {name: int(values.shape[1]) for name, values in outputs.items()}
+    best_ns = min(_timed_ns(engine, row) for _ in range(_N_TIMED))
+    return best_ns, widths
+
+
+def _timed_ns(engine: Engine, row: FloatRows) -> int:
+    begun_ns = time.perf_counter_ns()
+    engine.predict(row)
+    return time.perf_counter_ns() - begun_ns
+
+
+def checked_outputs(
+    outputs: Mapping[str, FloatRows], n_rows: int, group_key: str, widths: Mapping[str, int] | None = None
+) -> Mapping[str, FloatRows]:
+    """The same, if every output is a table of numbers with a line for each row, and as wide as `widths` says.
+
+    Raises:
+        PredictionFailed: it is not.
+    """
+    for name, values in outputs.items():
+        if (
+            not isinstance(values, np.ndarray)
+            or values.ndim != 2
+            or len(values) != n_rows
+            or values.dtype.kind not in "fiu"
+        ):
+            found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+            reason = f"its library gave {found} for {name}, where {n_rows} rows of numbers should be"
+            raise PredictionFailed(group_key=group_key, reason=reason)
+    found_widths = {name: values.shape[1] for name, values in outputs.items()}
+    if not outputs or (widths is not None and found_widths != widths):
+        reason = f"its library gave the outputs {found_widths}" + (f", before it was {dict(widths)}" if widths else "")
+        raise PredictionFailed(group_key=group_key, reason=reason)
+    return outputs
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
