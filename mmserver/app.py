@@ -3,8 +3,10 @@
 import logging
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 import flask
 
@@ -22,6 +24,7 @@ from mmserver.storage.database import Database, open_database
 from mmserver.storage.lease import Lease
 from mmserver.storage.schema import check_schema, upgrade_database
 from mmserver.web.blueprints import register_web
+from mmserver.web.health import Check
 
 RUNTIME_KEY = "mmserver.runtime"
 LEASE_NAME = "jobs"
@@ -44,12 +47,17 @@ class Runtime:
 
 
 def create_app(
-    settings: Settings | None = None, *, owns_data_dir: bool = True, shares_jobs: bool = False
+    settings: Settings | None = None,
+    *,
+    owns_data_dir: bool = True,
+    shares_jobs: bool = False,
+    checks: Mapping[str, Check] = MappingProxyType({}),
 ) -> flask.Flask:
     """The application, its state open and its scheduled jobs running; `app.extensions[RUNTIME_KEY].close()` ends it.
 
     `owns_data_dir`: take the data directory's lock; a worker whose supervisor holds it does not. `shares_jobs`: several
-    processes serve one state, and the jobs run in the one that holds the lease.
+    processes serve one state, and the jobs run in the one that holds the lease. `checks`: what `/readyz` shows of the server
+    around the application.
 
     Raises:
         SettingInvalid, DataDirLocked, DatabaseCorrupt, SchemaTooNew, PluginInvalid: why it cannot start; SettingInvalid
@@ -64,7 +72,7 @@ def create_app(
         snapshots_dir = None if settings.snapshot else DataDir(settings.data_dir).snapshots_dir
         jobs = Jobs(store, snapshots_dir, lease)
         app = flask.Flask("mmserver.web", static_folder=None)
-        register_web(app, store, store.plugins, checks={"jobs": jobs.check})
+        register_web(app, store, store.plugins, checks={"jobs": jobs.check, **checks})
         jobs.start()
         opened.callback(jobs.stop)
         app.extensions[RUNTIME_KEY] = Runtime(store, jobs, opened.pop_all())

@@ -14,8 +14,8 @@ from mmserver.settings import Settings
 @with_settings("host", "port", "workers", "threads", "plugins_dir", "snapshot", "read_only", "watch_enabled")
 def serve(settings: Settings, **_: Any) -> None:
     """Serve models over HTTP until SIGTERM or Ctrl-C."""
-    from mmserver.server.running import listening_socket
     from mmserver.server.running import serve as run
+    from mmserver.server.sockets import open_listeners
 
     configure_logging(settings)
-    sys.exit(run(settings, listening_socket(settings.host, settings.port)))
+    sys.exit(run(settings, open_listeners(settings)))

@@ -1,4 +1,4 @@
-"""One of several server processes; started by the supervisor with the listening socket and, on stdin, the settings."""
+"""One of several server processes; started by the supervisor with its `Post` and, on stdin, the settings."""
 
 import logging
 import os
@@ -12,7 +12,10 @@ import msgspec
 from mmserver.cli.logs import configure_logging
 from mmserver.cli.main import exit_code
 from mmserver.errors import MmserverError
-from mmserver.server.running import serve_as_worker
+from mmserver.server.board import Board
+from mmserver.server.post import Post
+from mmserver.server.process import Place, serve_here
+from mmserver.server.sockets import Listeners
 from mmserver.settings import Settings
 
 log = logging.getLogger("mmserver.worker")
@@ -20,13 +23,19 @@ log = logging.getLogger("mmserver.worker")
 
 def main() -> None:
     """Serve until the supervisor says so, or is gone."""
-    listener = socket.socket(fileno=int(sys.argv[1]))
+    post = msgspec.json.decode(sys.argv[1], type=Post)
     with os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0) as pipe:
         settings = msgspec.json.decode(pipe.readline(), type=Settings, dec_hook=lambda kind, value: kind(value))
     configure_logging(settings)
     threading.Thread(target=_end_with_supervisor, name="supervisor", daemon=True).start()
     try:
-        serve_as_worker(settings, listener)
+        listeners = Listeners(
+            main=(socket.socket(fileno=post.listener_fd),),
+            probe=None if post.probe_fd is None else socket.socket(fileno=post.probe_fd),
+        )
+        serve_here(
+            settings, listeners, Place(Board(post.board_fd, settings.workers), post.slot, is_one_of_several=True)
+        )
     except MmserverError as error:
         log.error("%s", error)
         sys.exit(exit_code(error))
