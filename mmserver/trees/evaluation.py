@@ -1,18 +1,19 @@
 """The exact evaluator: margins equal to XGBoost's own to the last bit, from the validated arrays and numpy alone."""
 
-import ctypes
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmserver.formats import FloatRows
+from mmserver.trees.links import c_float_function
 from mmserver.trees.model import TreeModel
+from mmserver.trees.node_walk import NodeWalk
 from mmserver.trees.objectives import OBJECTIVES, Link
+from mmserver.trees.row_walk import row_walk_of
 
-_BLOCK_CELLS = 1 << 17
-"""Rows times trees that are walked at once: small enough to stay in the cache, large enough to pay for numpy's calls."""
-
-_MAX_CATEGORY = float(1 << 24)
+_BLOCK_CELLS = 1 << 22
+"""Rows times trees whose leaves are held at once: 16 MiB."""
 
 
 def supports_exactly(model: TreeModel) -> str | None:
@@ -49,23 +50,24 @@ class Evaluator:
             raise ValueError(reason)
         self.n_features = model.n_features
         self.n_outputs = model.n_outputs
-        self.depth = model.depth
-        self.roots = model.node_offsets[:-1].astype(np.int64)
-        self.base = base_margins(model)
-        self.trees_of_output = [np.flatnonzero(model.tree_output == output) for output in range(model.n_outputs)]
-        counts = np.diff(model.node_offsets)
-        base = np.repeat(model.node_offsets[:-1], counts)
-        own = np.arange(base.size)
-        is_leaf = model.left == -1
-        self.children = np.empty(2 * base.size, np.int64)
-        self.children[0::2] = np.where(is_leaf, own, base + model.left)
-        self.children[1::2] = np.where(is_leaf, own, base + model.right)
-        self.split_index = np.where(is_leaf, 0, model.split_index).astype(np.int64)
-        self.split_condition = model.split_condition
-        self.default_right = ~model.default_left
-        self.categories = _Categories(model) if model.has_categorical else None
+        self.n_trees = model.n_trees
+        self._base = base_margins(model)
+        self._n_trees_by_output = np.bincount(model.tree_output, minlength=model.n_outputs)
+        self._is_even = bool((self._n_trees_by_output == self._n_trees_by_output[0]).all())
+        trees = np.argsort(model.tree_output, kind="stable")
+        first = trees[(np.cumsum(self._n_trees_by_output) - self._n_trees_by_output)[self._n_trees_by_output > 0]]
+        self._may_overflow = _may_overflow(model, self._base)
+        with np.errstate(over="ignore"):
+            value = _values_with_base(model, first, self._base)
+        self._nodes = NodeWalk(model, trees, value)
+        self._row_walk = row_walk_of(self._nodes) if self._is_even else None
 
-    def margins(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it holds."""
+        return self._nodes.size_bytes + (self._row_walk.size_bytes if self._row_walk is not None else 0)
+
+    def margins(self, rows: FloatRows) -> FloatRows:
         """What `Booster.predict(output_margin=True)` gives for these rows; NaN is missing, infinities are values.
 
         Shapes:
@@ -73,81 +75,52 @@ class Evaluator:
         """
         if rows.ndim != 2 or rows.shape[1] != self.n_features or rows.dtype != np.float32:
             raise ValueError(f"rows are {rows.dtype} {rows.shape}, not float32 [n, {self.n_features}]")
-        n_rows = rows.shape[0]
-        result = np.empty((n_rows, self.n_outputs), np.float32)
-        step = max(1, _BLOCK_CELLS // max(1, self.roots.size))
-        for start in range(0, n_rows, step):
-            block = rows[start : start + step]
-            leaves = self.split_condition[self._leaf_nodes(block)]
-            result[start : start + step] = self._sums(leaves)
+        if self._may_overflow:
+            with np.errstate(over="ignore", invalid="ignore"):
+                return self._margins(rows)
+        return self._margins(rows)
+
+    def _margins(self, rows: FloatRows) -> FloatRows:
+        if self._row_walk is not None and len(rows) == 1:
+            leaves = self._row_walk.leaf_values(rows[0]).reshape(self.n_outputs, -1)
+            return np.add.accumulate(leaves, axis=1)[:, -1].reshape(1, -1)
+        result = np.empty((len(rows), self.n_outputs), np.float32)
+        step = max(1, _BLOCK_CELLS // self.n_trees)
+        for start in range(0, len(rows), step):
+            result[start : start + step] = self._sums(self._nodes.leaf_values(rows[start : start + step]))
         return result
 
-    def _leaf_nodes(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The leaf that each row ends in, in each tree: [n, n_trees]. All trees go down one level at a time."""
-        flat = np.ascontiguousarray(rows).reshape(-1)
-        first = np.arange(rows.shape[0], dtype=np.int64)[:, None] * self.n_features
-        nodes = np.broadcast_to(self.roots, (rows.shape[0], self.roots.size))
-        missing_anywhere = bool(np.isnan(flat).any())
-        for _ in range(self.depth):
-            values = flat[first + self.split_index[nodes]]
-            goes_right = ~(values < self.split_condition[nodes])
-            if self.categories is not None:
-                goes_right = self.categories.goes_right(nodes, values, goes_right)
-            if missing_anywhere:
-                goes_right = np.where(np.isnan(values), self.default_right[nodes], goes_right)
-            nodes = self.children[2 * nodes + goes_right]
-        return nodes
-
-    def _sums(self, leaves: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _sums(self, leaves: FloatRows) -> FloatRows:
         """Base margin plus leaves, one float32 addition after another in tree order, as XGBoost sums."""
-        result = np.empty((leaves.shape[0], self.n_outputs), np.float32)
-        for output, trees in enumerate(self.trees_of_output):
-            terms = np.empty((leaves.shape[0], trees.size + 1), np.float32)
-            terms[:, 0] = self.base[output]
-            terms[:, 1:] = leaves[:, trees]
-            result[:, output] = np.add.accumulate(terms, axis=1)[:, -1]
+        if self._is_even:
+            return np.add.accumulate(leaves.reshape(len(leaves), self.n_outputs, -1), axis=2)[:, :, -1]
+        result = np.empty((len(leaves), self.n_outputs), np.float32)
+        end = 0
+        for output, n_trees in enumerate(self._n_trees_by_output.tolist()):
+            start, end = end, end + n_trees
+            own = np.add.accumulate(leaves[:, start:end], axis=1)
+            result[:, output] = own[:, -1] if n_trees else self._base[output]
         return result
 
 
-class _Categories:
-    """The sets of categories that go right, as bits."""
+def _values_with_base(model: TreeModel, first_trees: NDArray[np.intp], base: FloatRows) -> FloatRows:
+    """The value of every leaf; those of each output's first tree have its base margin in them, where XGBoost adds it too."""
+    value = model.split_condition.copy()
+    for tree in first_trees.tolist():
+        value[model.node_offsets[tree] : model.node_offsets[tree + 1]] += base[model.tree_output[tree]]
+    return value
 
-    def __init__(self, model: TreeModel) -> None:
-        widths = np.maximum.reduceat(model.category_values, model.category_offsets[:-1]).astype(np.int64) + 1
-        first = np.cumsum(widths) - widths
-        self.bits = np.zeros(int(widths.sum()), np.bool_)
-        self.bits[np.repeat(first, np.diff(model.category_offsets)) + model.category_values] = True
-        n_nodes = int(model.node_offsets[-1])
-        self.width = np.zeros(n_nodes, np.int64)
-        self.width[model.category_nodes] = widths
-        self.first = np.zeros(n_nodes, np.int64)
-        self.first[model.category_nodes] = first
 
-    def goes_right(
-        self, nodes: NDArray[np.int64], values: NDArray[np.float32], otherwise: NDArray[np.bool_]
-    ) -> NDArray[np.bool_]:
-        """At categorical splits whether the value's category is in the set (an impossible code is not); else `otherwise`."""
-        width = self.width[nodes]
-        is_code = (values >= 0) & (values < _MAX_CATEGORY)
-        code = np.where(is_code, values, 0).astype(np.int64)
-        is_known = is_code & (code < width)
-        in_set = is_known & self.bits[np.where(is_known, self.first[nodes] + code, 0)]
-        return np.where(width > 0, in_set, otherwise)
+def _may_overflow(model: TreeModel, base: FloatRows) -> bool:
+    """Whether any sum of leaves could leave the range of float32."""
+    size = np.where(model.left == -1, np.abs(model.split_condition), 0).astype(np.float64)
+    largest = np.maximum.reduceat(size, model.node_offsets[:-1])
+    total = np.bincount(model.tree_output, largest, minlength=model.n_outputs) + np.abs(base)
+    return bool(total.max() > np.finfo(np.float32).max / 2)
 
 
 def _margin(score: np.float32, link: Link) -> np.float32:
+    logf = c_float_function("logf", math.log)  # numpy's own differs from it in the last bit now and then
     if link is Link.LOGIT:
-        return -_logf(np.float32(1.0) / score - np.float32(1.0))
-    return _logf(score) if link is Link.LOG else score
-
-
-def _logf(value: np.float32) -> np.float32:
-    """The C library's float32 logarithm; numpy's own differs from it in the last bit now and then."""
-    try:
-        logf = ctypes.CDLL(
-            None
-        ).logf  # already loaded; to look for its file would start a process, which the guard kills
-    except AttributeError:
-        return np.float32(math.log(value))
-    logf.argtypes, logf.restype = [ctypes.c_float], ctypes.c_float
-    return np.float32(logf(float(value)))
+        return np.float32(-logf(float(np.float32(1.0) / score - np.float32(1.0))))
+    return np.float32(logf(float(score))) if link is Link.LOG else score

@@ -9,7 +9,6 @@ from mmserver.errors import Undecodable
 from mmserver.formats import ModelFile, Probes
 from mmserver.trees.canonical import json_from_document, ubjson_from_document
 from mmserver.trees.document import Document, document_from_bytes
-from mmserver.trees.evaluation import Evaluator, supports_exactly
 from mmserver.trees.golden import golden_rows
 from mmserver.trees.slicing import slice_iterations
 from mmserver.trees.validation import validate
@@ -40,10 +39,6 @@ def model_file_from_document(
         model = validate(document)
     if missing is not None and abs(missing) > np.finfo(np.float32).max:
         raise Undecodable("unsupported", f"missing={missing}: an infinite missing value")
-    rows = golden_rows(model, N_PROBES)
-    meant = rows if missing is None else np.where(rows == np.float32(missing), np.float32(np.nan), rows)
-    inexact = supports_exactly(model)
-    outputs = {} if inexact else {"margin": Evaluator(model).margins(meant).tolist()}
     return ModelFile(
         kind=KIND,
         content=json_from_document(document),
@@ -62,10 +57,9 @@ def model_file_from_document(
             "depth": model.depth,
             "has_categorical": model.has_categorical,
             "feature_types": list(model.feature_types) if model.feature_types else None,
-            "engine_note": inexact,
             **(summary or {}),
         },
-        probes=Probes(rows=_rows_as_lists(rows), outputs=outputs),
+        probes=Probes(rows=_rows_as_lists(golden_rows(model, N_PROBES)), outputs={}),
     )
 
 

@@ -47,6 +47,7 @@ for attempt in range(n_damaged):
         margins = native.predict(matrix, output_margin=True, validate_features=False)
         if supports_exactly(model) is None:
             np.testing.assert_array_equal(Evaluator(model).margins(rows), margins.reshape(8, -1), str(attempt))
+            np.testing.assert_array_equal(Evaluator(model).margins(rows[:1]), margins.reshape(8, -1)[:1], str(attempt))
             n_checked += 1
 print(n_accepted, n_refused, n_checked)
 """
