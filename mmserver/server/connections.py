@@ -6,6 +6,7 @@ Who may touch what: while the pool has the first request, only the pool's thread
 times only the I/O thread does.
 """
 
+import contextlib
 import logging
 import select
 import socket
@@ -172,8 +173,9 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def answer_first(self, problem: Problem | None = None) -> bool:
         """Answer the first request, by the application or with a problem. Returns whether there is another."""
         request = self.requests[0]
-        task = self._task(request, problem)
-        self._run(task, request)
+        task = self._run(self._task(request, problem), request)
+        if problem is None and task.status.startswith("5"):
+            self.server.count_error()
         self._flush()
         self.n_answered += 1
         with self.requests_lock:
@@ -229,27 +231,22 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             problem = problem_from_refusal(DeadlinePassed(waited_s=waited_s))
         return RefusalTask(self, request, problem, closes=request.closes)
 
-    def _run(self, task: Any, request: Request) -> None:
-        if not self.connected:
-            return
+    def _run(self, task: Any, request: Request) -> Any:
+        """Returns the task that answered, if any did."""
         try:
-            task.service()
+            if self.connected:
+                task.service()
         except ClientDisconnected:
             log.debug("the client of %s is gone", request.path)
         except Exception:  # the last handler: a thread of the pool must live
             log.exception("%s %s", request.command, request.path)
-            if task.wrote_header:
-                task.close_on_finish = True
-            else:
-                self._run_last(task, request)
-
-    def _run_last(self, failed: Any, request: Request) -> None:
-        problem = problem_from_refusal(RequestRefused(HTTPStatus.INTERNAL_SERVER_ERROR))
-        failed.close_on_finish = True
-        try:
-            RefusalTask(self, request, problem, closes=True).service()
-        except ClientDisconnected:
-            return
+            if not task.wrote_header:
+                problem = problem_from_refusal(RequestRefused(HTTPStatus.INTERNAL_SERVER_ERROR))
+                task = RefusalTask(self, request, problem, closes=True)
+                with contextlib.suppress(ClientDisconnected):
+                    task.service()
+            task.close_on_finish = True
+        return task
 
     def _flush(self) -> None:
         """Send what the answer's thread has not sent yet; what the client does not take stays for the I/O thread."""
@@ -285,8 +282,6 @@ class Task(WSGITask):  # type: ignore[misc]
         server = self.channel.server
         if server.is_stopping:
             self.set_close_on_finish()
-        if self.status.startswith("5"):
-            server.count_error()
         asked_to_close = self.request.headers.get("CONNECTION", "") == "close"
         may_stay_open = self.version == "1.1" and not (self.has_body or self.close_on_finish or asked_to_close)
         header: bytes = super().build_response_header()

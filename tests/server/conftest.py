@@ -73,8 +73,8 @@ class Client:
 class Site:
     """A running server, and what its application was asked."""
 
-    server: HttpServer
     port: int
+    server: HttpServer = field(init=False)
     asked: list[tuple[str, str, bytes]] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
     """Requests to /held wait for it."""
@@ -139,11 +139,8 @@ def _running(
 ) -> Iterator[Site]:
     listener = socket.create_server(("127.0.0.1", 0))
     pool = Pool(n_threads, max_waiting)
-    site: Site
-    server = HttpServer(
-        ResponseFrame(lambda environ, start: site.application(environ, start)), listener, pool, limits, inline
-    )
-    site = Site(server, listener.getsockname()[1])
+    site = Site(listener.getsockname()[1])
+    site.server = server = HttpServer(ResponseFrame(site.application), listener, pool, limits, inline)
     ending = threading.Event()
 
     def serve() -> None:
