@@ -29,6 +29,7 @@ from mmserver.serving.predictors import LoadedModel, Predictors, checked_outputs
 from mmserver.serving.resolving import Resolved, Resolver
 from mmserver.serving.statistics import Statistics
 from mmserver.serving.training_facts import accuracy
+from mmserver.serving.warming import Warming
 
 __all__ = ["MAX_EXPLAINED_ROWS", "Asked", "Decision", "Features", "Prediction", "Resolved", "Serving"]
 
@@ -84,6 +85,7 @@ class Serving:
         self.store = store
         self.predictors = Predictors(store)
         self.statistics = Statistics()
+        self.warming = Warming(store, self.predictors)
         self._resolver = Resolver(store)
         self._dead_band = store.settings.dead_band
         self._dead_bands = store.settings.dead_bands
@@ -190,8 +192,12 @@ class Serving:
                 answers[item.at] = answer
         return [answer for answer in answers if answer is not None]
 
-    def run(self, resolved: Resolved, rows: np.ndarray[Any, Any], queue_ns: int = 0) -> Mapping[str, FloatRows]:
+    def run(
+        self, resolved: Resolved, rows: np.ndarray[Any, Any], queue_ns: int = 0, begun_ns: int | None = None
+    ) -> Mapping[str, FloatRows]:
         """The model's raw outputs for a table of rows, by output name: what the standard protocols give.
+
+        `begun_ns`: when the work on the request began, for the statistics.
 
         Shapes:
             rows: n_rows × n_features, any kind of number. Returns n_rows × width each, float32, all finite.
@@ -200,7 +206,7 @@ class Serving:
             TooManyRows; GroupHasNoModel, PredictorUnloadable, NotReady; FeaturesInvalid; PredictionFailed,
             PredictionNotFinite
         """
-        begun_ns = time.perf_counter_ns()
+        begun_ns = begun_ns or time.perf_counter_ns()
         try:
             if rows.ndim > 0:
                 self.check_n_rows(len(rows))

@@ -125,6 +125,11 @@ class Predictors:
         """Whether it was unloaded on purpose, and not loaded since."""
         return group.id in self._unloaded
 
+    def failure(self, group: Group) -> MmserverError | None:
+        """Why it did not load the last time it was tried; None where it did, or was not tried."""
+        failure = self._failures.get(group.id)
+        return None if failure is None else failure.error
+
     def loaded(self) -> list[LoadedModel]:
         """All models that are loaded now."""
         return list(self._loaded.values())
@@ -197,14 +202,13 @@ class Predictors:
         self._fetch(group, keep=keep_in_room)
         return has_room or group.id in self._loaded
 
-    def retain(self, group_ids: Collection[int]) -> None:
-        """Let go of every model of another group: those are not stored any more."""
+    def let_go(self, group_ids: Collection[int]) -> None:
+        """Forget everything of these groups; they are not stored any more."""
         with self._lock:
-            for group_id in [held for held in self._loaded if held not in group_ids]:
+            self._unloaded -= frozenset(group_ids)
+            for group_id in group_ids:
                 self._drop(group_id)
-            self._unloaded = frozenset(group_id for group_id in self._unloaded if group_id in group_ids)
-            for group_id in [failed for failed in self._failures if failed not in group_ids]:
-                del self._failures[group_id]
+                self._failures.pop(group_id, None)
 
     def known_ids(self) -> set[int]:
         """The groups that anything is remembered of."""

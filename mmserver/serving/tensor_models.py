@@ -12,6 +12,7 @@ from mmserver.serving.naming import resolve_name, split_name
 from mmserver.serving.output_tensors import ModelFacts, OutputTensor, output_tensors
 from mmserver.serving.predictions import Resolved, Serving
 from mmserver.serving.predictors import LoadedModel
+from mmserver.serving.resolving import ALL_SYMBOLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,7 @@ def find_tensor_model(serving: Serving, name: str, version: str | None = None) -
     if not resolved.group.can_predict:
         reason = resolved.group.no_model_reason or "no model was found"
         raise GroupHasNoModel(group_key=resolved.group.group_key, reason=reason)
-    is_model_alone = name == resolved.version.model_name
-    return TensorModel(name if is_model_alone else own_name(resolved.version, resolved.group), resolved)
+    return TensorModel(_answered_name(name, resolved), resolved)
 
 
 def tensor_models(catalog: Catalog) -> Iterator[TensorModel]:
@@ -64,7 +64,11 @@ def tensor_models(catalog: Catalog) -> Iterator[TensorModel]:
 
 
 def own_name(version: Version, group: Group) -> str:
-    """`{model}.{symbol}`; with the group key instead where several groups share the symbol."""
+    """`{model}.{symbol}`; with the group key instead where several groups share the symbol; `{model}` if its only group is for
+    all symbols.
+    """
+    if group.symbol == ALL_SYMBOLS and len(version.groups) == 1:
+        return version.model_name
     keys = version.group_keys_by_symbol.get(comparable_symbol(group.symbol), ())
     return f"{version.model_name}.{group.symbol if len(keys) == 1 else group.group_key}"
 
@@ -77,6 +81,11 @@ def facts_of(loaded: LoadedModel) -> ModelFacts:
 def outputs_of(loaded: LoadedModel) -> tuple[OutputTensor, ...]:
     """The outputs of a loaded model."""
     return _output_tensors(facts_of(loaded), tuple(loaded.outputs.items()))
+
+
+def _answered_name(asked: str, resolved: Resolved) -> str:
+    is_models = asked == resolved.version.model_name
+    return asked if is_models or resolved.group.symbol == ALL_SYMBOLS else own_name(resolved.version, resolved.group)
 
 
 def _find_by_group_key(serving: Serving, name: str, version: str | None) -> Resolved | None:

@@ -13,9 +13,11 @@ import flask
 import msgspec
 
 from mmserver.catalog import groups, history
+from mmserver.catalog.catalog import Group
 from mmserver.errors import MmserverError, RequestInvalid
 from mmserver.serving.output_tensors import OutputTensor, facts_from_summary, output_tensors, widths_from_facts
 from mmserver.serving.predictions import Serving
+from mmserver.serving.predictors import Predictors
 from mmserver.serving.statistics import Duration, Statistics
 from mmserver.serving.tensor_models import TensorModel, find_tensor_model, outputs_of, tensor_models
 from mmserver.serving.tensors import FEATURES
@@ -171,11 +173,19 @@ def post_index() -> flask.Response:
     predictors = current_serving().predictors
     items = []
     for found in tensor_models(current_store().catalog):
-        reason = predictors.trouble(found.group)
+        reason = _trouble(predictors, found.group)
         if reason is None or not only_ready:
             state = "READY" if reason is None else "UNAVAILABLE"
             items.append({"name": found.name, "version": found.version.label, "state": state, "reason": reason or ""})
     return _answered(json_bytes(items))
+
+
+def _trouble(predictors: Predictors, group: Group) -> str | None:
+    """Why the group does not predict; None where it does, or nothing is known against it."""
+    if predictors.is_unloaded(group):
+        return "unloaded"
+    failure = predictors.failure(group)
+    return str(failure) if failure is not None else None
 
 
 def post_load(name: str) -> flask.Response:
@@ -184,7 +194,9 @@ def post_load(name: str) -> flask.Response:
     if any(key.startswith("file:") for key in parameters):
         raise RequestInvalid(reason="models come from watched directories, not with a request: files are not taken")
     serving = current_serving()
-    serving.predictors.reload(find_tensor_model(serving, name).group)
+    reloaded = serving.predictors.reload([find_tensor_model(serving, name).group])
+    for error in reloaded.failed.values():
+        raise error
     return json_response({"name": name, "load": True})
 
 

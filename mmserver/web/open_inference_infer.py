@@ -1,7 +1,9 @@
 """One inference of the Open Inference Protocol: from the body of a request to the body of its answer, without Flask."""
 
+import time
 from typing import NamedTuple
 
+from mmserver.errors import MmserverError
 from mmserver.formats import FloatRows
 from mmserver.serving.output_tensors import output_values
 from mmserver.serving.predictions import Serving
@@ -45,9 +47,14 @@ def infer(serving: Serving, found: TensorModel, body: bytes, header_length: str 
         RequestInvalid, TooManyRows: the body is not one that the model can work with.
         PredictorUnloadable, PredictionNotFinite: what `Serving.run` raises.
     """
-    loaded = serving.predictors.get(found.group)
-    asked = read_request(loaded, found, body, header_length, serving.store.settings.max_rows)
-    outputs = serving.run(found.resolved, asked.rows)
+    begun_ns = time.perf_counter_ns()
+    try:
+        loaded = serving.predictors.get(found.group)
+        asked = read_request(loaded, found, body, header_length, serving.store.settings.max_rows)
+    except MmserverError:
+        serving.statistics.failed(found.version, found.group, time.perf_counter_ns() - begun_ns)
+        raise
+    outputs = serving.run(found.resolved, asked.rows, begun_ns=begun_ns)
     facts = facts_of(loaded)
     chosen = [(choice, output_values(choice.name, facts, outputs)) for choice in asked.choices]
     named = request_id if asked.id is None else asked.id
