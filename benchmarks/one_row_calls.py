@@ -68,9 +68,7 @@ def _n_differing(serving: Serving, model_name: str, golden: Path) -> int:
     content = json.loads(golden.read_bytes())
     rows = np.array([[np.nan if cell is None else cell for cell in row] for row in content["rows"]], np.float32)
     expected = np.array(content["native"], np.float32).reshape(len(rows), -1)
-    version = serving.store.model(model_name).version
-    (group,) = version.groups.values()
-    found = serving.predictors.get(group).engine.predict(rows)["prediction"]
+    found = serving.predictors.get(serving.resolve(None, model_name).group).engine.predict(rows)["prediction"]
     if (found.shape[1], expected.shape[1]) == (1, 2):  # of two classes only the second one's probability
         expected = np.ascontiguousarray(expected[:, 1:])
     return int((np.ascontiguousarray(found).view(np.uint32) != expected.view(np.uint32)).any(axis=1).sum())

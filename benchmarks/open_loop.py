@@ -162,7 +162,7 @@ def _post(url: str, body: object) -> bytes:
 
 
 def _n_versions(server: Server) -> int:
-    with urllib.request.urlopen(server.url + "/api/models/watched/versions?limit=1000", timeout=60) as answer:
+    with urllib.request.urlopen(server.url + "/api/models/watched/versions?limit=500", timeout=60) as answer:
         return len(json.loads(answer.read())["items"])
 
 

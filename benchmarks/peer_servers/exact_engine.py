@@ -7,19 +7,16 @@ import msgspec
 import numpy as np
 
 from mmserver.formats import ModelFile
-from mmserver.trees.document import document_from_bytes
-from mmserver.trees.evaluation import Evaluator
-from mmserver.trees.validation import validate
+from mmserver.trees.exact import exact_from_model_file
 
 
 def load(path: Path) -> Callable[[list[float]], float]:
     """From one row's features, unchecked, to its prediction."""
-    model = msgspec.msgpack.decode(path.read_bytes(), type=ModelFile)
-    predict = Evaluator(validate(document_from_bytes(model.content))).margins
-    n_features = model.n_features
+    engine = exact_from_model_file(msgspec.msgpack.decode(path.read_bytes(), type=ModelFile))
+    predict, n_features = engine.predict, engine.n_features
 
     def predicted(features: list[float]) -> float:
         row = np.fromiter(features, np.float32, n_features).reshape(1, n_features)
-        return float(predict(row)[0, 0])
+        return float(predict(row)["prediction"][0, 0])
 
     return predicted
