@@ -1,10 +1,12 @@
 """The one place that knows every part: opens the state, and makes the WSGI application around it."""
 
+import importlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,11 +26,13 @@ from mmserver.storage.database import Database, open_database
 from mmserver.storage.lease import Lease
 from mmserver.storage.schema import check_schema, upgrade_database
 from mmserver.web.blueprints import register_web
+from mmserver.web.current import QUICK_KEY, SERVING_KEY
 from mmserver.web.health import Check
 
 RUNTIME_KEY = "mmserver.runtime"
 LEASE_NAME = "jobs"
 LEASE_TTL_S = 15.0
+PREDICTIONS = "mmserver.web.predictions"
 LEVELS: tuple[LevelName, ...] = ("rlimits-only", "partial", "full")
 log = logging.getLogger(__name__)
 
@@ -73,7 +77,7 @@ def create_app(
         jobs = Jobs(store, snapshots_dir, lease)
         app = flask.Flask("mmserver.web", static_folder=None)
         register_web(app, store, store.plugins, checks={"jobs": jobs.check, **checks})
-        jobs.start()
+        jobs.start(partial(_keep_serving_up, app))
         opened.callback(jobs.stop)
         app.extensions[RUNTIME_KEY] = Runtime(store, jobs, opened.pop_all())
         return app
@@ -128,6 +132,13 @@ class OpenStore:
         database = open_database(data_dir.database_path, n_readers=settings.threads + 4)
         check_schema(database)
         return database
+
+
+def _keep_serving_up(app: flask.Flask, is_stopping: Callable[[], bool]) -> None:
+    """Import what predicts, the first time, so that no request waits for it; then load what the catalog and the settings ask for."""
+    importlib.import_module(PREDICTIONS)
+    app.extensions[QUICK_KEY]()
+    app.extensions[SERVING_KEY]().warming.keep_up(is_stopping)
 
 
 def open_store(settings: Settings, *, owns_data_dir: bool = True) -> OpenStore:

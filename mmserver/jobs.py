@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmserver.catalog.history import apply_retention
 from mmserver.catalog.store import Store
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from mmserver.steady_scheduler import SteadyScheduler
     from mmserver.watching.identities import FileIdentity
 
-FOLLOW_INTERVAL_S = 0.5
+FOLLOW_INTERVAL_S = 0.1  # what one process changes, clients of another see within twice that
 MAX_SILENCE_S = 15.0
 MAX_UNWATCHED_S = 60.0  # one look may take long: a scan has 30 seconds, and new artifacts are read in it
 LEASE_INTERVAL_S = 5.0
 RETENTION_INTERVAL_S = 3600.0
 SETTLE_SLACK_S = 0.05  # clocks and sleeps may disagree by that much
+KeepUp: TypeAlias = Callable[[Callable[[], bool]], object]
+"""Gets what tells whether the jobs are being stopped, so that a long run can end early."""
+
 log = logging.getLogger(__name__)
 
 
@@ -37,13 +40,18 @@ class Jobs:
         self._holds_lease = lease is None
         self._pending_venues: dict[str, FileIdentity] = {}
         self._scheduler: SteadyScheduler | None = None
+        self._keep_up: KeepUp | None = None
         self._starting = threading.Thread(target=self._start, name="jobs-start", daemon=True)
         self._looked_at = self._watched_at = time.monotonic()
         self._snapshot_audit_id = -1
         self._stopping = threading.Event()
 
-    def start(self) -> None:
-        """Start the jobs in threads of their own; returns at once."""
+    def start(self, keep_up: KeepUp | None = None) -> None:
+        """Start the jobs in threads of their own; returns at once.
+
+        `keep_up` is called right after the start and then often: what is held beside the catalog follows it there.
+        """
+        self._keep_up = keep_up
         self._starting.start()
 
     def stop(self) -> None:
@@ -107,6 +115,9 @@ class Jobs:
         settings = self._store.settings
         scheduler = SteadyScheduler()
         scheduler.every("follow", FOLLOW_INTERVAL_S, self._contained("follow", self._follow))
+        if self._keep_up is not None:
+            keep_up = partial(self._keep_up, self._stopping.is_set)
+            scheduler.every("keep up", FOLLOW_INTERVAL_S, self._contained("keep up", keep_up))
         if self._lease is not None:
             self._contained("lease", self._renew)()
             scheduler.every("lease", LEASE_INTERVAL_S, self._contained("lease", self._renew))
