@@ -57,6 +57,7 @@ _PRELOADED = (
     "mmserver.inert.jsonable",
     "mmserver.trees.document",
     "mmserver.trees.model_file",
+    "mmserver.trees.proving",
     "xgboost",
 )
 ParsedT = TypeVar("ParsedT")

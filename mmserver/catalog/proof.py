@@ -10,6 +10,9 @@ from mmserver.errors import ArtifactInvalid
 from mmserver.formats import ArtifactFormat, FloatRows, ModelFile, Parsed, Probes
 from mmserver.plugin_loading import Plugins
 
+TREES = "xgboost"
+"""The kind of model whose content is an XGBoost document, whichever plugin parsed it."""
+
 
 def proven_model(parsed: Mapping[str, tuple[ArtifactFormat, Parsed]], plugins: Plugins) -> tuple[str, ModelFile | None]:
     """(its file's name, the model), proven to load and predict; ("", None) where there is none.
@@ -35,12 +38,16 @@ def proven_model(parsed: Mapping[str, tuple[ArtifactFormat, Parsed]], plugins: P
 
 
 def _proven(name: str, model: ModelFile, plugins: Plugins) -> ModelFile:
-    """The model with what the library itself predicts on its probe rows.
+    """The model with what the library itself predicts on its probe rows and, for trees, what shall run it.
 
     Raises:
-        ArtifactInvalid: self_check_failed, when our own evaluation of the rows differs in a single bit from the library's.
+        ArtifactInvalid: self_check_failed, when its plugin claims other outputs for the rows, in a single bit, than the library's.
     """
     predictor = plugins.load_predictor(model)
+    if model.kind == TREES:
+        from mmserver.trees.proving import engine_facts
+
+        model = msgspec.structs.replace(model, summary={**model.summary, **engine_facts(model, predictor)})
     if predictor is None or model.probes is None:
         return model
     rows = _array_from_rows(model.probes.rows)

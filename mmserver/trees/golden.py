@@ -68,6 +68,9 @@ def hard_rows(model: TreeModel, missing: float | None) -> NDArray[np.float32]:
     infinite[4:] = np.where(random.random_sample(infinite[4:].shape) < 0.5, infinite[4:], ties[:4])
     infinite[:2] = [[_INFINITY], [-_INFINITY]]
     infinite[2, 0::2], infinite[2, 1::2] = _INFINITY, -_INFINITY
+    infinite[3] = kinds[3]
+    for index in range(3, N_INFINITE_ROWS):
+        infinite[index, index % model.n_features] = _INFINITY if index % 2 else -_INFINITY
     return np.concatenate([ties, infinite])
 
 

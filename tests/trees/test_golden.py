@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmserver.trees.document import document_from_bytes
-from mmserver.trees.golden import golden_rows
+from mmserver.trees.golden import golden_rows, hard_rows
 from mmserver.trees.validation import validate
 
 
@@ -55,3 +55,24 @@ def test_changing_any_split_condition_is_seen_by_the_rows(booster):
 @pytest.mark.parametrize("n", [1, 3, 40])
 def test_models_without_numeric_splits_have_rows_too(booster, kind, n):
     assert golden_rows(model_of(booster(kind)), n).shape == (n, 5)
+
+
+@pytest.mark.parametrize("kind", ["regression", "categorical", "stumps", "constant", "multi"])
+def test_hard_rows_hold_ties_on_the_way_down_and_infinities(booster, kind):
+    model = model_of(booster(kind))
+    rows = hard_rows(model, -999.0)
+    assert rows.shape == (16, model.n_features)
+    assert np.isfinite(rows[:8]).all()
+    assert np.isinf(rows[8:]).any(axis=1).all()
+    assert np.isposinf(rows[8]).all()
+    assert np.isneginf(rows[9]).all()
+    assert (rows == -999).any()
+    assert np.isnan(hard_rows(model, None)).any()
+    assert rows.tobytes() == hard_rows(model, -999.0).tobytes()
+
+
+def test_half_the_ties_meet_the_root_s_threshold_of_some_tree(booster):
+    model = model_of(booster("lossguide"))
+    roots = model.node_offsets[:-1][np.linspace(0, model.n_trees - 1, 4).astype(int)]
+    rows = hard_rows(model, None)[4:8]
+    assert (rows[np.arange(4), model.split_index[roots]] == model.split_condition[roots]).all()
