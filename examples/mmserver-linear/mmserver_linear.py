@@ -30,6 +30,8 @@ def parse(artifact: Artifact) -> ModelFile:
 class LinearPredictor:
     """Loaded once, then shared by all threads: it keeps arrays and never changes them."""
 
+    accepts_missing = True
+
     def __init__(self, model: ModelFile) -> None:
         document = json.loads(model.content)
         self.intercept = document["intercept"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmserver.errors import Undecodable
-from mmserver.formats import ModelFile
+from mmserver.formats import Artifact, ModelFile
 from mmserver.plugin_loading import Plugins
 
 NAME = "BTC_ret_1h_model.json"
@@ -107,3 +107,60 @@ def test_another_document_is_refused(parse: Callable[..., Any], text: bytes, cha
 def test_text_that_is_no_document_is_refused(parse: Callable[..., Any], data: bytes) -> None:
     with pytest.raises(Undecodable):
         parse(NAME, data)
+
+
+def test_contributions_add_up_to_the_margin_whatever_means_missing(
+    parse: Callable[..., Any], plugins: Plugins, estimator: Any, rows: Any
+) -> None:
+    predictor: Any = plugins.load_predictor(parse("BTC_ret_1h_model.pkl", pickle.dumps(estimator)))
+    assert predictor.accepts_missing
+    filled = np.nan_to_num(rows, nan=-1.0)
+    contributions = predictor.contributions(rows)
+    assert (contributions.shape, contributions.dtype) == ((300, 1, 4), np.float32)
+    assert predictor.contributions(filled).tobytes() == contributions.tobytes()
+    np.testing.assert_allclose(contributions.sum(axis=2), predictor.predict(rows)["margin"], atol=1e-5)
+    assert predictor.contributions(rows[:0]).shape == (0, 1, 4)
+
+
+def test_contributions_of_categorical_and_of_several_classes_add_up(plugins: Plugins) -> None:
+    import xgboost
+
+    random = np.random.default_rng(1)
+    rows = np.stack([random.normal(size=400), random.integers(0, 20, 400)], axis=1).astype(np.float32)
+    matrix = xgboost.DMatrix(rows, rows[:, 1] % 3, feature_types=["float", "c"], enable_categorical=True)
+    booster = xgboost.train({"objective": "multi:softprob", "num_class": 3, "max_cat_to_onehot": 1}, matrix, 3)
+    claim = plugins.format_for(NAME)
+    assert claim is not None
+    model = claim.parse(Artifact(name=NAME, group_key="", data=bytes(booster.save_raw("json"))))
+    assert isinstance(model, ModelFile)
+    predictor: Any = plugins.load_predictor(model)
+    contributions = predictor.contributions(rows)
+    assert contributions.shape == (400, 3, 3)
+    np.testing.assert_allclose(contributions.sum(axis=2), predictor.predict(rows)["margin"], atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinite_values_are_predicted_and_not_explained(
+    parse: Callable[..., Any], plugins: Plugins, text: bytes, value: float
+) -> None:
+    predictor: Any = plugins.load_predictor(parse(NAME, text))
+    rows = np.array([[0, value, 0]], np.float32)
+    assert np.isfinite(predictor.predict(rows)["margin"]).all()
+    with pytest.raises(ValueError, match="infinite"):
+        predictor.contributions(rows)
+
+
+def test_eight_threads_predict_and_explain_as_one_does(
+    parse: Callable[..., Any], plugins: Plugins, text: bytes, rows: Any
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    predictor: Any = plugins.load_predictor(parse(NAME, text))
+    expected = [predictor.predict(rows)["margin"].tobytes(), predictor.contributions(rows).tobytes()]
+    fresh: Any = plugins.load_predictor(parse(NAME, text))
+
+    def ask(index: int) -> bytes:
+        return (fresh.contributions(rows) if index % 2 else fresh.predict(rows)["margin"]).tobytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(80))) == expected * 40
