@@ -3,7 +3,7 @@
 Model names may hold dots, and so may symbols: the longest name of an existing model wins, what follows it is the symbol.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container
 from datetime import datetime
 
 from mmserver.catalog.catalog import Catalog
@@ -22,18 +22,17 @@ def resolve_name(serving: Serving, name: str, version: str | None = None, as_of:
     return serving.resolve(symbol, model_name, version, as_of)
 
 
-def split_name(model_names: Iterable[str], name: str) -> tuple[str, str | None]:
+def split_name(model_names: Container[str], name: str) -> tuple[str, str | None]:
     """The model and the symbol in a name; no symbol where the name is a model's.
 
     Raises:
         ModelNotFound: the name begins with no model's.
     """
-    known = frozenset(model_names)
-    if name in known:
+    if name in model_names:
         return name, None
     end = len(name)
     while (end := name.rfind(".", 0, end)) > 0:
-        if name[:end] in known and end + 1 < len(name):
+        if name[:end] in model_names and end + 1 < len(name):
             return name[:end], name[end + 1 :]
     raise ModelNotFound(model_name=name)
 

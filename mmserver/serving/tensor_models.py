@@ -7,7 +7,7 @@ from functools import lru_cache
 from mmserver.catalog import history
 from mmserver.catalog.catalog import Catalog, Group, Version
 from mmserver.catalog.symbols import comparable_symbol
-from mmserver.errors import GroupHasNoModel, SymbolAmbiguous, SymbolNotFound
+from mmserver.errors import GroupHasNoModel, ModelNotFound, SymbolAmbiguous, SymbolNotFound
 from mmserver.serving.naming import resolve_name, split_name
 from mmserver.serving.output_tensors import ModelFacts, OutputTensor, output_tensors
 from mmserver.serving.predictions import Resolved, Serving
@@ -52,6 +52,18 @@ def find_tensor_model(serving: Serving, name: str, version: str | None = None) -
     if not resolved.group.can_predict:
         reason = resolved.group.no_model_reason or "no model was found"
         raise GroupHasNoModel(group_key=resolved.group.group_key, reason=reason)
+    return TensorModel(_answered_name(name, resolved), resolved)
+
+
+def known_tensor_model(serving: Serving, name: str, version: str | None) -> TensorModel | None:
+    """The same if memory alone can say it at once; None where it cannot, and for every name that is refused."""
+    try:
+        model_name, symbol = split_name(serving.store.catalog.models, name)
+    except ModelNotFound:
+        return None
+    resolved = serving.known(symbol, model_name, version)
+    if resolved is None or not resolved.group.can_predict:
+        return None
     return TensorModel(_answered_name(name, resolved), resolved)
 
 

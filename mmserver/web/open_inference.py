@@ -1,12 +1,11 @@
 """The Open Inference Protocol v2 over REST, with its binary tensor, repository, configuration and statistics extensions.
 
-Its clients take exactly 200 for success, an `error` that is a string, and of encodings gzip and deflate only.
+Its clients take exactly 200 for success and an `error` that is a string; they unpack gzip and deflate, of inference answers only.
 """
 
 import hashlib
 import importlib.metadata
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 from typing import Any
 
 import flask
@@ -24,16 +23,15 @@ from mmserver.serving.tensors import FEATURES
 from mmserver.web import health
 from mmserver.web.current import current_serving, current_store
 from mmserver.web.framing import REQUEST_ID_KEY
-from mmserver.web.open_inference_bodies import HEADER_LENGTH, packed_body, plain_body
-from mmserver.web.open_inference_infer import infer
+from mmserver.web.open_inference_bodies import HEADER_LENGTH, InferAnswer, packed_body, plain_body
+from mmserver.web.open_inference_infer import MIN_PACKED_BYTES, infer
 from mmserver.web.requests import Body, body_from_bytes
-from mmserver.web.responses import JSON_MEDIA_TYPE, json_bytes, json_response
+from mmserver.web.responses import JSON_MEDIA_TYPE, json_response
 
 SERVER_NAME = "mmserver"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
 BINARY_MEDIA_TYPE = "application/octet-stream"
 MAX_VERSIONS = 100
-MIN_PACKED_BYTES = 500
 _NEVER = Duration(0, 0)
 
 
@@ -71,19 +69,17 @@ def get_model(name: str, version: str | None = None) -> flask.Response:
     found = find_tensor_model(current_serving(), name, version)
     described = _described(current_serving(), found)
     records = history.list_versions(current_store(), found.version.model_name, MAX_VERSIONS)
-    return _answered(
-        json_bytes(
-            {
-                "name": found.name,
-                "versions": [record.label for record in records],
-                "platform": described.platform,
-                "inputs": [{"name": FEATURES, "datatype": "FP32", "shape": [-1, described.n_features]}],
-                "outputs": [
-                    {"name": output.name, "datatype": "FP32", "shape": output.shape} for output in described.outputs
-                ],
-                "properties": described.properties,
-            }
-        )
+    return json_response(
+        {
+            "name": found.name,
+            "versions": [record.label for record in records],
+            "platform": described.platform,
+            "inputs": [{"name": FEATURES, "datatype": "FP32", "shape": [-1, described.n_features]}],
+            "outputs": [
+                {"name": output.name, "datatype": "FP32", "shape": output.shape} for output in described.outputs
+            ],
+            "properties": described.properties,
+        }
     )
 
 
@@ -91,41 +87,39 @@ def get_config(name: str, version: str | None = None) -> flask.Response:
     """The same in the terms of a model configuration; the rows are a dimension of the tensors, not a batch."""
     found = find_tensor_model(current_serving(), name, version)
     described = _described(current_serving(), found)
-    return _answered(
-        json_bytes(
-            {
-                "name": found.name,
-                "platform": described.platform,
-                "backend": SERVER_NAME,
-                "version_policy": {"specific": {"versions": [found.version.label]}},
-                "max_batch_size": 0,
-                "input": [
-                    {
-                        "name": FEATURES,
-                        "data_type": "TYPE_FP32",
-                        "format": "FORMAT_NONE",
-                        "dims": [-1, described.n_features],
-                        "is_shape_tensor": False,
-                        "allow_ragged_batch": False,
-                        "optional": False,
-                    }
-                ],
-                "output": [
-                    {
-                        "name": output.name,
-                        "data_type": "TYPE_FP32",
-                        "dims": output.shape,
-                        "label_filename": "",
-                        "is_shape_tensor": False,
-                    }
-                    for output in described.outputs
-                ],
-                "instance_group": [{"name": found.name, "kind": "KIND_CPU", "count": 1}],
-                "model_transaction_policy": {"decoupled": False},
-                "response_cache": {"enable": False},
-                "parameters": {key: {"string_value": value} for key, value in described.properties.items()},
-            }
-        )
+    return json_response(
+        {
+            "name": found.name,
+            "platform": described.platform,
+            "backend": SERVER_NAME,
+            "version_policy": {"specific": {"versions": [found.version.label]}},
+            "max_batch_size": 0,
+            "input": [
+                {
+                    "name": FEATURES,
+                    "data_type": "TYPE_FP32",
+                    "format": "FORMAT_NONE",
+                    "dims": [-1, described.n_features],
+                    "is_shape_tensor": False,
+                    "allow_ragged_batch": False,
+                    "optional": False,
+                }
+            ],
+            "output": [
+                {
+                    "name": output.name,
+                    "data_type": "TYPE_FP32",
+                    "dims": output.shape,
+                    "label_filename": "",
+                    "is_shape_tensor": False,
+                }
+                for output in described.outputs
+            ],
+            "instance_group": [{"name": found.name, "kind": "KIND_CPU", "count": 1}],
+            "model_transaction_policy": {"decoupled": False},
+            "response_cache": {"enable": False},
+            "parameters": {key: {"string_value": value} for key, value in described.properties.items()},
+        }
     )
 
 
@@ -147,9 +141,7 @@ def post_infer(name: str, version: str | None = None) -> flask.Response:
     found = find_tensor_model(serving, name, version)
     request_id = str(request.environ.get(REQUEST_ID_KEY, "-"))
     answer = infer(serving, found, _plain_request_body(), request.headers.get(HEADER_LENGTH), request_id)
-    if answer.header_length is None:
-        return _answered(answer.body)
-    return _answered(answer.body, BINARY_MEDIA_TYPE, {HEADER_LENGTH: str(answer.header_length)})
+    return _infer_response(answer)
 
 
 # --- the repository ---------------------------------------------------------------------------------------------------
@@ -177,7 +169,7 @@ def post_index() -> flask.Response:
         if reason is None or not only_ready:
             state = "READY" if reason is None else "UNAVAILABLE"
             items.append({"name": found.name, "version": found.version.label, "state": state, "reason": reason or ""})
-    return _answered(json_bytes(items))
+    return json_response(items)
 
 
 def _trouble(predictors: Predictors, group: Group) -> str | None:
@@ -216,14 +208,14 @@ def get_all_stats() -> flask.Response:
     """Statistics of every model, as this process has counted them."""
     statistics = current_serving().statistics
     stats = [_stats(found, statistics) for found in tensor_models(current_store().catalog)]
-    return _answered(json_bytes({"model_stats": stats}))
+    return json_response({"model_stats": stats})
 
 
 def get_stats(name: str, version: str | None = None) -> flask.Response:
     """Statistics of one model, as this process has counted them."""
     serving = current_serving()
     found = find_tensor_model(serving, name, version)
-    return _answered(json_bytes({"model_stats": [_stats(found, serving.statistics)]}))
+    return json_response({"model_stats": [_stats(found, serving.statistics)]})
 
 
 def _stats(found: TensorModel, statistics: Statistics) -> dict[str, Any]:
@@ -301,15 +293,17 @@ def _plain_request_body() -> bytes:
     return plain_body(request.get_data(cache=False), encoding, current_store().settings.max_body_bytes)
 
 
-def _answered(
-    body: bytes, media_type: str = JSON_MEDIA_TYPE, headers: Mapping[str, str] = MappingProxyType({})
-) -> flask.Response:
-    """The body, packed where the client asks for that in a form that all of them read."""
-    response = flask.Response(body, headers=headers, content_type=media_type)
+def _infer_response(answer: InferAnswer) -> flask.Response:
+    """The answer, packed if the client asks for that; nothing else is, as clients unpack nothing else."""
+    if answer.header_length is None:
+        response = flask.Response(answer.body, content_type=JSON_MEDIA_TYPE)
+    else:
+        response = flask.Response(answer.body, content_type=BINARY_MEDIA_TYPE)
+        response.headers[HEADER_LENGTH] = str(answer.header_length)
     response.vary.add("Accept-Encoding")
-    encoding = _wanted_encoding() if len(body) >= MIN_PACKED_BYTES else None
+    encoding = _wanted_encoding() if len(answer.body) >= MIN_PACKED_BYTES else None
     if encoding is not None:
-        response.set_data(packed_body(body, encoding))
+        response.set_data(packed_body(answer.body, encoding))
         response.content_encoding = encoding
     return response
 
