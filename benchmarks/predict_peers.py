@@ -8,6 +8,7 @@ Before anything is measured, every server has to answer what XGBoost itself pred
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def _started(subject: Subject, work: Path, stack: ExitStack, *, may_install: boo
     make_data_dir(work / "registered", {MODEL_NAME: subject.artifacts})
     for starting in (*mmserver_alone(), bare(), *peers(may_install=may_install)):
         if starting.skipped:
-            print(f"{starting.name} is left out: {starting.skipped}", flush=True)
+            print(f"{starting.name} is left out: {starting.skipped}", file=sys.stderr, flush=True)
             continue
         directory = work / starting.name.replace(" ", "_").replace(",", "")
         directory.mkdir()
