@@ -23,14 +23,13 @@ from mmserver.serving.tensors import FEATURES
 from mmserver.web import health
 from mmserver.web.current import current_serving, current_store
 from mmserver.web.framing import REQUEST_ID_KEY
-from mmserver.web.open_inference_bodies import HEADER_LENGTH, InferAnswer, packed_body, plain_body
+from mmserver.web.open_inference_bodies import BINARY_MEDIA_TYPE, HEADER_LENGTH, InferAnswer, packed_body, plain_body
 from mmserver.web.open_inference_infer import MIN_PACKED_BYTES, infer
 from mmserver.web.requests import Body, body_from_bytes
 from mmserver.web.responses import JSON_MEDIA_TYPE, json_response
 
 SERVER_NAME = "mmserver"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
-BINARY_MEDIA_TYPE = "application/octet-stream"
 MAX_VERSIONS = 100
 _NEVER = Duration(0, 0)
 

@@ -27,6 +27,7 @@ from mmserver.serving.tensors import (
 from mmserver.web.requests import refuse_body, strict_json
 from mmserver.web.responses import json_bytes
 
+BINARY_MEDIA_TYPE = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _STRING_OR_NAN = re.compile(rb'("(?:[^"\\]++|\\.)*+"?)|\bNaN\b', re.DOTALL)
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}

@@ -13,8 +13,8 @@ from mmserver.web.api_description.operations import (
     Operation,
     Parameter,
 )
-from mmserver.web.open_inference import BINARY_MEDIA_TYPE, IndexBody, RepositoryBody
-from mmserver.web.open_inference_bodies import HEADER_LENGTH, InferRequest
+from mmserver.web.open_inference import IndexBody, RepositoryBody
+from mmserver.web.open_inference_bodies import BINARY_MEDIA_TYPE, HEADER_LENGTH, InferRequest
 
 OPEN_INFERENCE = "Open Inference Protocol v2"
 
@@ -27,8 +27,8 @@ _OF_AN_INFERENCE = (
     *_OF_A_PREDICTOR, errors.TooManyRows, errors.FeaturesInvalid, errors.PredictionNotFinite, errors.PredictionFailed, errors.CrossSite,
 )  # fmt: skip
 _INFER = f"""\
-One input `features`, FP32 or another number type, of shape [rows, dim] or [dim]; null is missing where the model knows missing
-values. Tensors may follow the JSON as binary data: `{HEADER_LENGTH}` says where they begin, and 0 that the body is one
+One input `features`, FP32 or another number type, of shape [rows, dim], or one input for each factor; null is missing where the
+model knows missing values. Tensors may follow the JSON as binary data: `{HEADER_LENGTH}` says where they begin, and 0 that the body is one
 tensor's bytes. The body may be compressed with gzip or deflate.
 """
 
