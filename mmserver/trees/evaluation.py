@@ -12,6 +12,8 @@ from mmserver.trees.node_walk import NodeWalk
 from mmserver.trees.objectives import OBJECTIVES, Link
 from mmserver.trees.row_walk import row_walk_of
 
+_FLOAT32 = np.dtype(np.float32)
+
 _BLOCK_CELLS = 1 << 22
 """Rows times trees whose leaves are held at once: 16 MiB."""
 
@@ -73,7 +75,7 @@ class Evaluator:
         Shapes:
             rows: [n, n_features]. Returns [n, n_outputs].
         """
-        if rows.ndim != 2 or rows.shape[1] != self.n_features or rows.dtype != np.float32:
+        if rows.ndim != 2 or rows.shape[1] != self.n_features or rows.dtype != _FLOAT32:
             raise ValueError(f"rows are {rows.dtype} {rows.shape}, not float32 [n, {self.n_features}]")
         if self._may_overflow:
             with np.errstate(over="ignore", invalid="ignore"):
@@ -82,8 +84,10 @@ class Evaluator:
 
     def _margins(self, rows: FloatRows) -> FloatRows:
         if self._row_walk is not None and len(rows) == 1:
-            leaves = self._row_walk.leaf_values(rows[0]).reshape(self.n_outputs, -1)
-            return np.add.accumulate(leaves, axis=1)[:, -1].reshape(1, -1)
+            leaves = self._row_walk.leaf_values(rows[0])
+            if self.n_outputs == 1:
+                return np.add.accumulate(leaves)[-1:, None]
+            return np.ascontiguousarray(np.add.accumulate(leaves.reshape(self.n_outputs, -1), axis=1)[None, :, -1])
         result = np.empty((len(rows), self.n_outputs), np.float32)
         step = max(1, _BLOCK_CELLS // self.n_trees)
         for start in range(0, len(rows), step):

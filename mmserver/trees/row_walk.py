@@ -24,6 +24,7 @@ class RowWalk:
 
     def __init__(self, nodes: NodeWalk, pieces: list[NDArray[np.intp]], ways_out: list[NDArray[np.intp]]) -> None:
         self._way_by_byte = _way_by_byte()
+        self._n_ways = np.array(_WAYS, np.intp)  # an array is multiplied by sooner than a number is
         self._features = [nodes.feature[piece] for piece in pieces]
         self._thresholds = [nodes.threshold[piece] for piece in pieces]
         self._first_feature, self._first_threshold = self._features.pop(0).ravel(), self._thresholds.pop(0).ravel()
@@ -52,7 +53,7 @@ class RowWalk:
             pieces = pieces_after.take(ways)
             decided = np.packbits(cells.take(feature.take(pieces, 0)) >= threshold.take(pieces, 0))
             ways = way_by_byte.take(decided)
-            pieces *= _WAYS
+            pieces *= self._n_ways
             ways += pieces
         return self._value.take(ways)
 
