@@ -10,7 +10,9 @@ import msgspec
 from mmserver.web.api_description.error_bodies import ErrorForm, error_form
 from mmserver.web.api_description.fields import FIELDS
 from mmserver.web.api_description.operations import (
+    ADDRESS_TOO_LONG,
     ANYWHERE,
+    HEADERS_TOO_LARGE,
     OF_A_BODY,
     OF_A_QUERY,
     PATH_PARAMETERS,
@@ -76,9 +78,12 @@ def errors_of(operation: Operation) -> tuple[AnyError, ...]:
     """Everything that the operation may be refused with, each once."""
     found: list[AnyError] = [*operation.errors, *ANYWHERE]
     if "<" in operation.rule:
-        found.append(UNKNOWN_ADDRESS)
+        found += UNKNOWN_ADDRESS, ADDRESS_TOO_LONG
     if operation.parameters:
         found += OF_A_QUERY
+        found.append(ADDRESS_TOO_LONG)
+        if any(parameter.place == "header" for parameter in operation.parameters):
+            found.append(HEADERS_TOO_LARGE)
     if operation.body:
         found += OF_A_BODY
     return tuple(dict.fromkeys(found))

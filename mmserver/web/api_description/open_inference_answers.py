@@ -147,6 +147,8 @@ class TensorModelStatistics(msgspec.Struct):
     execution_count: int
     inference_stats: InferenceStatistics
     last_inference: int
+    response_stats: dict[str, Any]
+    memory_usage: list[dict[str, Any]]
     batch_stats: list[dict[str, Any]]
 
 

@@ -78,6 +78,8 @@ AnyError: TypeAlias = type[MmserverError] | HttpError
 UNKNOWN_ADDRESS = HttpError(404)
 BODY_TOO_LARGE = HttpError(413)
 UNSUPPORTED_MEDIA_TYPE = HttpError(415)
+ADDRESS_TOO_LONG = HttpError(414)
+HEADERS_TOO_LARGE = HttpError(431)
 BUG = HttpError(500)
 
 ANYWHERE: tuple[AnyError, ...] = (errors.HostUnknown, errors.DeadlinePassed, errors.QueueFull, BUG)

@@ -11,12 +11,33 @@ from mmserver.web.api_description.error_bodies import Misfit
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
+def _either(*types: type[msgspec.Struct]) -> Meta:
+    """msgspec describes unions of Structs only where they are tagged; these are told apart by their fields."""
+    return Meta(extra_json_schema={"anyOf": [{"$ref": f"#/components/schemas/{type_.__name__}"} for type_ in types]})
+
+
+class Explained(msgspec.Struct):
+    """How much each factor moved the model's margin; with the base they sum to it."""
+
+    base: float
+    factors: dict[str, float]
+
+
+class ExplainedOutputs(msgspec.Struct):
+    """The same for each output, where the model has several."""
+
+    outputs: list[Explained]
+
+
 class ModelInfo(msgspec.Struct):
     """What the prediction rests on."""
 
     version: str
     training_date: str | None
     accuracy: float | None
+    engine: str
+    direction_from: str
+    confidence_from: str | None
 
 
 class Decision(msgspec.Struct):
@@ -48,7 +69,7 @@ class _Answered(msgspec.Struct, kw_only=True):
     prediction_id: str
     latency_ms: Annotated[float, Meta(ge=0)]
     timestamp: datetime
-    contributions: dict[str, Any] | UnsetType = UNSET
+    contributions: Annotated[Any, _either(Explained, ExplainedOutputs)] | UnsetType = UNSET
 
 
 class Prediction(_Answered, kw_only=True):
@@ -78,11 +99,6 @@ class FailedItem(msgspec.Struct):
     error: ItemProblem
 
 
-def _either(*types: type[msgspec.Struct]) -> Meta:
-    """msgspec describes unions of Structs only where they are tagged; these are told apart by `error`."""
-    return Meta(extra_json_schema={"anyOf": [{"$ref": f"#/components/schemas/{type_.__name__}"} for type_ in types]})
-
-
 class BatchOfPredictions(msgspec.Struct):
     """The answers in the order asked."""
 
@@ -97,5 +113,5 @@ class BatchOfCodedPredictions(msgspec.Struct):
     timestamp: datetime
 
 
-REFERRED_TO = (Prediction, CodedPrediction, FailedItem)
+REFERRED_TO = (Prediction, CodedPrediction, FailedItem, Explained, ExplainedOutputs)
 """Types that stand above by name only."""

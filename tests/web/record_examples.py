@@ -1,0 +1,98 @@
+"""Records the examples of the API's description from a running demo server, so that they are what it really answers.
+
+    ./start.sh --demo --background && .venv/bin/mmserver demo data/demo --retrain
+    python tests/web/record_examples.py http://127.0.0.1:6300 > mmserver/web/api_description/examples.json
+
+Requests are whole; of answers, long lists and texts are shortened. It removes the model `demo2`, which it registers.
+"""
+
+import json
+import sys
+from pathlib import PurePosixPath
+from typing import Any
+
+import httpx
+
+from mmserver.web.api_description.contents import OPERATIONS
+from mmserver.web.api_description.document import path_of
+
+MAX_ITEMS, MAX_TEXT, MAX_FIELDS = 2, 160, 30
+SHOWN_ROOT = "/srv/models"
+KNOWN = {"model_name": "demo", "symbol": "SP500", "venue": "binance-futures", "name": "demo.SP500", "version": "latest"}
+
+
+def shortened(value: Any) -> Any:
+    if isinstance(value, list):
+        return [shortened(item) for item in value[:MAX_ITEMS]]
+    if isinstance(value, dict):
+        return {name: shortened(item) for name, item in list(value.items())[:MAX_FIELDS]}
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        return value[:MAX_TEXT] + "…"
+    return value
+
+
+def recorded(client: httpx.Client) -> dict[str, Any]:
+    manifest = client.get("/api/models/demo/model/SP500?format=manifest").raise_for_status().json()
+    factors = manifest["feature_order"]
+    whole = [row for row in manifest["golden"]["rows"] if None not in row]
+    row = max(whole, key=lambda row: len(set(row)))
+    by_name = {factor: round(value, 4) for factor, value in zip(factors, row, strict=True)}
+    vector = list(by_name.values())
+    item = client.get("/api/models/demo").json()
+    old, new = (client.get("/api/models/demo/versions").json()["items"][at]["version"] for at in (-1, 0))
+    root = str(PurePosixPath(item["root_path"]).parent)
+    venues = client.get("/api/venues").json()["items"]
+    tensor = {"name": "features", "shape": [1, len(vector)], "datatype": "FP32", "data": vector}
+    one = {"symbol": "SP500", "features": by_name, "model_name": "demo"}
+    batch = {"requests": [one, {"symbol": "UNKNOWN", "features": [0.1], "model_name": "demo"}]}
+    table = {"dataframe_split": {"columns": factors, "data": [vector]}}
+    bodies: dict[str, Any] = {
+        "predict": one,
+        "predict_batch": batch,
+        "predict_coded": one,
+        "predict_batch_coded": batch,
+        "reload_ml_model": {"model_name": "demo", "version": "latest"},
+        "reload_ml_model_by_name": {"version": "latest"},
+        "register_model": {"model_name": "demo2", "root_path": item["root_path"]},
+        "rollback_model": {"version": new},
+        "set_quantiles": {"pkl_path": venues[0]["pkl_path"]},
+        "v2_infer": {"id": "1", "inputs": [tensor]},
+        "v2_infer_of_version": {"id": "1", "inputs": [tensor]},
+        "v2_index": {"ready": True},
+        "v2_load": {"parameters": {}},
+        "v2_unload": {"parameters": {}},
+        "invoke": table,
+        "invoke_model": table,
+        "invoke_version": table,
+    }
+    queries: dict[str, Any] = {"diff_versions": {"from": old, "to": new}, "list_versions": {"limit": 1}}
+    examples: dict[str, Any] = {}
+    for operation in sorted(OPERATIONS, key=lambda operation: operation.name == "remove_model"):
+        name = operation.name
+        known = {
+            **KNOWN,
+            "model_name": {"invoke_model": "demo.SP500", "invoke_version": "demo.SP500", "remove_model": "demo2"}.get(
+                name, "demo"
+            ),
+        }
+        address = path_of(operation.rule).format(**known)
+        response = client.request(operation.method, address, params=queries.get(name), json=bodies.get(name))
+        assert response.status_code < 300, (name, response.status_code, response.text)
+        if name == "v2_unload":
+            client.post("/v2/repository/models/demo.SP500/load").raise_for_status()
+        if not response.content or name == "get_openapi":
+            continue
+        is_json = response.headers["content-type"] == "application/json" and response.text.strip()
+        answer = shortened(response.json()) if is_json else response.text
+        examples[name] = {"request": bodies[name], "response": answer} if name in bodies else {"response": answer}
+    text = json.dumps(examples).replace(root, SHOWN_ROOT)
+    return dict(sorted(json.loads(text).items()))
+
+
+if __name__ == "__main__":
+    with httpx.Client(base_url=sys.argv[1], trust_env=False, timeout=60) as opened:
+        lines = [
+            json.dumps(name) + ":" + json.dumps(example, ensure_ascii=False, separators=(",", ":"))
+            for name, example in recorded(opened).items()
+        ]
+        print("{\n" + ",\n".join(lines) + "\n}")
