@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.load import Asked, Load, put_load
 from benchmarks.measuring import cpu_s, median, print_table
-from benchmarks.servers import Server
+from benchmarks.servers import Server, wait_until_idle
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def interleaved(contenders: Sequence[Contender], rules: Rules) -> Results:
         SystemExit: a server refused a request or broke a connection; its rate would mean nothing.
     """
     if rules.warm_up_s:
+        wait_until_idle(contender.server for contender in contenders)
         for contender in contenders:
             _round(contender, max(rules.n_connections), rules.warm_up_s)
     found: dict[tuple[str, int], list[tuple[Load, float]]] = defaultdict(list)

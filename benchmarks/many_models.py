@@ -20,7 +20,7 @@ from benchmarks.data_dirs import make_data_dir
 from benchmarks.generate import KINDS, generate
 from benchmarks.load import Asked
 from benchmarks.measuring import Goal, machine, median, print_goals, print_table, rss_bytes
-from benchmarks.servers import Server, mmserver
+from benchmarks.servers import Server, mmserver, wait_until_idle
 from benchmarks.subject import MODEL_NAME
 
 N_MODELS, SMOKE_MODELS = 1000, 12
@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{n_models:,} models of kind {kind} registered in {time.perf_counter() - started_s:.0f} s", flush=True)
         lone = stack.enter_context(mmserver(work / "lone", environ=environ))
         server = stack.enter_context(mmserver(work / "data", environ=environ))
+        if not is_smoke:
+            wait_until_idle([lone, server])
         for one in (lone, server):
             offer(_asked(one, WARM_SYMBOL, features), rate_per_s=RATE_PER_S, duration_s=1.0)
         before_bytes = rss_bytes(server.pid)

@@ -26,7 +26,7 @@ from benchmarks.generate import generate, write_group
 from benchmarks.load import Asked
 from benchmarks.measuring import Goal, machine, median, print_goals, print_table
 from benchmarks.onnx_loop import N_FEATURES, onnx_loop
-from benchmarks.servers import Server, mmserver
+from benchmarks.servers import Server, mmserver, wait_until_idle
 from benchmarks.subject import MODEL_NAME, make_subject
 
 RATE_PER_S = 1000.0
@@ -127,6 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
             )
             other_work.ask_slow_model()  # the first one loads it
             other_work.done.clear()
+            if not is_smoke:
+                wait_until_idle([server])
             offer(asked, rate_per_s=RATE_PER_S, duration_s=WARM_UP_S)
             versions_before = _n_versions(server)
             for number in range(n_rounds):

@@ -9,14 +9,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.measuring import cpu_s
+
 START_TIMEOUT_S = 120.0
 """Some import for a minute on a cold disk."""
 STOP_TIMEOUT_S = 20.0
+IDLE_CPU_S = 0.02
+"""Processor time that an idle server may use in a second."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,16 @@ def mmserver(data_dir: Path, *options: str, environ: Mapping[str, str] | None = 
     log_path = data_dir.with_suffix(".log")
     with running([*arguments, *options], port, "/livez", log_path, environ=environ) as server:
         yield server
+
+
+def wait_until_idle(servers: Iterable[Server]) -> None:
+    """Until they are done with what they do after a start, like trying out their sandbox."""
+    until_s = time.monotonic() + START_TIMEOUT_S
+    for server in servers:
+        used_s = 0.0
+        while time.monotonic() < until_s and cpu_s(server.pid) - used_s > IDLE_CPU_S:
+            used_s = cpu_s(server.pid)
+            time.sleep(1)
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log_path: Path) -> None:
