@@ -15,8 +15,8 @@ LIBRARY_FROM_CELLS = 1 << 14
 """Rows times trees from which XGBoost on one thread is quicker.
 
 Source:
-    measured with XGBoost 3.2 on Zen 5, margins only: the two are equal at 8,000 (10 trees, depth 3), 10,000 (300, depth 6),
-    15,000 (120, depth 4), 22,000 (300, depth 10), 30,000 (1000, depth 6).
+    measured with XGBoost 3.2 on Zen 5, margins only: equally quick at 9,000 (10 trees, depth 3), 13,000 (120, depth 4),
+    14,000 (300, depth 6), 17,000 (1000, depth 3), 29,000 (300, depth 10), 32,000 (1000, depth 6).
 """
 
 LIBRARY_SIZE_FACTOR = 2
