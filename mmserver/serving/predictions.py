@@ -29,6 +29,7 @@ from mmserver.serving.predictors import LoadedModel, Predictors, checked_outputs
 from mmserver.serving.resolving import Resolved, Resolver
 from mmserver.serving.statistics import Statistics
 from mmserver.serving.training_facts import accuracy
+from mmserver.serving.unloading import Unloading
 from mmserver.serving.warming import Warming
 
 __all__ = ["MAX_EXPLAINED_ROWS", "Asked", "Decision", "Features", "Prediction", "Resolved", "Serving"]
@@ -84,6 +85,7 @@ class Serving:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.predictors = Predictors(store)
+        self.unloading = Unloading(store, self.predictors)
         self.statistics = Statistics()
         self.warming = Warming(store, self.predictors)
         self._resolver = Resolver(store)
@@ -110,6 +112,22 @@ class Serving:
         """As `resolve`, if the same was resolved against the present catalog before; else None, at once."""
         return self._resolver.known(symbol, model_name, version)
 
+    def loaded(self, resolved: Resolved) -> LoadedModel:
+        """What runs it; loaded first if it is not yet.
+
+        Raises:
+            NotReady: it was unloaded on purpose.
+            GroupHasNoModel, PredictorUnloadable
+        """
+        self.unloading.check(resolved)
+        return self.predictors.get(resolved.group)
+
+    def held(self, resolved: Resolved) -> LoadedModel | None:
+        """The same without waiting: None unless it is loaded."""
+        if self.unloading.is_unloaded(resolved.version.model_name, resolved.group.group_key):
+            return None
+        return self.predictors.held(resolved.group)
+
     def predict(self, asked: Asked) -> Prediction:
         """One prediction.
 
@@ -120,7 +138,7 @@ class Serving:
         resolved = self.resolve(asked.symbol, asked.model_name, asked.version, asked.as_of)
         begun_ns = time.perf_counter_ns()
         try:
-            loaded = self.predictors.get(resolved.group)
+            loaded = self.loaded(resolved)
             row = loaded.layout.row(asked.features)
             explained = self.contributions(resolved, loaded, row)[0] if asked.explain else None
         except MmserverError:
@@ -210,7 +228,7 @@ class Serving:
         try:
             if rows.ndim > 0:
                 self.check_n_rows(len(rows))
-            loaded = self.predictors.get(resolved.group)
+            loaded = self.loaded(resolved)
             table = loaded.layout.rows(rows)
             ready_ns = time.perf_counter_ns()
             outputs = self._outputs(loaded, table)
@@ -297,7 +315,7 @@ class Serving:
         resolved = self.resolve(asked.symbol, asked.model_name, asked.version, asked.as_of)
         begun_ns = time.perf_counter_ns()
         try:
-            loaded = self.predictors.get(resolved.group)
+            loaded = self.loaded(resolved)
             return _Item(at, asked, resolved, loaded, loaded.layout.row(asked.features))
         except MmserverError:
             self._failed(resolved, begun_ns)

@@ -154,7 +154,9 @@ def _reload(model_name: str, reference: str | None) -> flask.Response:
 
         refresh_model(store, model_name, current_actor())
     version = history.resolve_version(store, model_name, reference)
-    reloaded = current_serving().predictors.reload(version.groups.values())
+    serving = current_serving()
+    reloaded = serving.predictors.reload(version.groups.values())
+    serving.unloading.allow_all(version.model_name)
     failed = []
     for group_key, error in reloaded.failed.items():
         problem = problem_from_error(error)

@@ -12,11 +12,9 @@ import flask
 import msgspec
 
 from mmserver.catalog import groups, history
-from mmserver.catalog.catalog import Group
-from mmserver.errors import MmserverError, RequestInvalid
+from mmserver.errors import GroupHasNoModel, MmserverError, RequestInvalid
 from mmserver.serving.output_tensors import OutputTensor, facts_from_summary, output_tensors, widths_from_facts
 from mmserver.serving.predictions import Serving
-from mmserver.serving.predictors import Predictors
 from mmserver.serving.statistics import Duration, Statistics
 from mmserver.serving.tensor_models import TensorModel, find_tensor_model, outputs_of, tensor_models
 from mmserver.serving.tensors import FEATURES
@@ -127,7 +125,7 @@ def get_model_ready(name: str, version: str | None = None) -> flask.Response:
     serving = current_serving()
     found = find_tensor_model(serving, name, version)
     try:
-        serving.predictors.get(found.group)
+        serving.loaded(found.resolved)
     except MmserverError as error:
         return json_response({"name": found.name, "ready": False, "error": str(error)}, 503)
     return json_response({"name": found.name, "ready": True})
@@ -161,21 +159,21 @@ class RepositoryBody(msgspec.Struct, frozen=True):
 def post_index() -> flask.Response:
     """All models and whether they predict."""
     only_ready = _optional_body(IndexBody).ready
-    predictors = current_serving().predictors
+    serving = current_serving()
     items = []
     for found in tensor_models(current_store().catalog):
-        reason = _trouble(predictors, found.group)
+        reason = _trouble(serving, found)
         if reason is None or not only_ready:
             state = "READY" if reason is None else "UNAVAILABLE"
             items.append({"name": found.name, "version": found.version.label, "state": state, "reason": reason or ""})
     return json_response(items)
 
 
-def _trouble(predictors: Predictors, group: Group) -> str | None:
-    """Why the group does not predict; None where it does, or nothing is known against it."""
-    if predictors.is_unloaded(group):
+def _trouble(serving: Serving, found: TensorModel) -> str | None:
+    """Why the model does not predict; None where it does, or nothing is known against it."""
+    if serving.unloading.is_unloaded(found.version.model_name, found.group.group_key):
         return "unloaded"
-    failure = predictors.failure(group)
+    failure = serving.predictors.failure(found.group)
     return str(failure) if failure is not None else None
 
 
@@ -185,9 +183,11 @@ def post_load(name: str) -> flask.Response:
     if any(key.startswith("file:") for key in parameters):
         raise RequestInvalid(reason="models come from watched directories, not with a request: files are not taken")
     serving = current_serving()
-    reloaded = serving.predictors.reload([find_tensor_model(serving, name).group])
+    found = find_tensor_model(serving, name)
+    reloaded = serving.predictors.reload([found.group])
     for error in reloaded.failed.values():
         raise error
+    serving.unloading.allow(found.resolved)
     return json_response({"name": name, "load": True})
 
 
@@ -196,7 +196,7 @@ def post_unload(name: str) -> flask.Response:
     _optional_body(RepositoryBody)
     current_store().check_writable()
     serving = current_serving()
-    serving.predictors.unload(find_tensor_model(serving, name).group)
+    serving.unloading.unload(find_tensor_model(serving, name).resolved)
     return json_response({"name": name, "unload": True})
 
 
@@ -254,8 +254,14 @@ class _Described(msgspec.Struct, frozen=True):
 
 
 def _described(serving: Serving, found: TensorModel) -> _Described:
-    """From what is stored of the group; only a plugin's own kind is loaded for it."""
+    """From what is stored of the group; only a plugin's own kind is loaded for it.
+
+    Raises:
+        GroupHasNoModel: it was unloaded.
+    """
     group = found.group
+    if serving.unloading.is_unloaded(found.version.model_name, group.group_key):
+        raise GroupHasNoModel(group_key=group.group_key, reason="it was unloaded")
     summary = groups.group_detail(serving.store, group).record.model or {}
     facts = facts_from_summary(summary)
     widths = widths_from_facts(facts)

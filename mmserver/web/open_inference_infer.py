@@ -57,7 +57,7 @@ def infer(serving: Serving, found: TensorModel, body: bytes, header_length: str 
     """
     begun_ns = time.perf_counter_ns()
     try:
-        loaded = serving.predictors.get(found.group)
+        loaded = serving.loaded(found.resolved)
         asked = read_request(loaded, found, body, header_length, serving.store.settings.max_rows)
     except MmserverError:
         serving.statistics.failed(found.version, found.group, time.perf_counter_ns() - begun_ns)
@@ -77,7 +77,7 @@ def quick_infer(
         return None
     begun_ns = time.perf_counter_ns()
     found = known_tensor_model(serving, *_name_and_version(path))
-    loaded = None if found is None else serving.predictors.held(found.group)
+    loaded = None if found is None else serving.held(found.resolved)
     if found is None or loaded is None or loaded.row_cost_ns > MAX_QUICK_NS:
         return None
     try:

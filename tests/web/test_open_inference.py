@@ -15,6 +15,8 @@ from werkzeug.test import TestResponse
 
 from mmserver.catalog import registering
 from mmserver.catalog.catalog import Actor
+from mmserver.web.current import SERVING_KEY
+from mmserver.web.quick import QuickRoutes
 
 TEST = Actor("test")
 HEADER = "Inference-Header-Content-Length"
@@ -535,6 +537,8 @@ def test_an_unloaded_model_predicts_no_more_until_it_is_loaded(changing: Any) ->
     assert unloaded.status_code == 200
     refused(post(changing, {"inputs": [tensor()]}, path), 503)
     assert changing.client.get(f"/v2/models/{name}/ready").status_code == 503
+    assert "unloaded" in refused(changing.client.get(f"/v2/models/{name}"), 404)
+    assert "unloaded" in refused(changing.client.get(f"/v2/models/{name}/config"), 404)
     assert index(changing)[name]["state"] == "UNAVAILABLE"
     assert index(changing)[name]["reason"]
     assert name not in index(changing, b'{"ready":true}')
@@ -579,3 +583,59 @@ def test_statistics_count_what_was_asked_with_every_key_that_perf_analyzer_reads
     parts = ("queue", "compute_input", "compute_infer", "compute_output")
     assert spent["success"]["ns"] == sum(spent[key]["ns"] for key in parts) > 0
     assert after in changing.json("/v2/models/stats")["model_stats"]
+
+
+# --- without Flask ----------------------------------------------------------------------------------------------------
+
+
+def quick(web: Any, body: bytes, path: str = INFER, **headers: str) -> Any:
+    return QuickRoutes(web.app.extensions[SERVING_KEY]()).answer(path, headers, body)
+
+
+def test_quick_answers_are_those_of_the_view(web: Any) -> None:
+    declared, data = binary_tensor(ROWS[:1])
+    head = {"id": "1", "parameters": {"own": 1}, "inputs": [declared], "outputs": [{"name": "margin"}]}
+    text, binary_head = (json.dumps({"id": "1", "inputs": [tensor(ROWS[:1])]}).encode(), json.dumps(head).encode())
+    with_binary = json.dumps({**head, "parameters": {"binary_data_output": True}}).encode()
+    for body, n_json in (
+        (text, None),
+        (binary_head + data, len(binary_head)),
+        (with_binary + data, len(with_binary)),
+        (ROWS[:1].tobytes(), 0),
+    ):
+        headers = {} if n_json is None else {HEADER: str(n_json)}
+        viewed = post(web, body, headers={"Sec-Fetch-Site": "none", "X-Request-ID": "1", **headers})
+        assert viewed.status_code == 200
+        answered = quick(
+            web, body, **{"X_REQUEST_ID": "1", **{key.upper().replace("-", "_"): headers[key] for key in headers}}
+        )
+        assert answered.status == "200 OK"
+        assert answered.body == viewed.data
+        assert all(viewed.headers[name] == value for name, value in answered.headers)
+        assert (HEADER in viewed.headers) == (HEADER in dict(answered.headers))
+
+
+def test_what_is_not_plain_is_left_to_the_view(web: Any) -> None:
+    good = f'{{"inputs":[{GOOD}]}}'.encode()
+    post(web, good)
+    assert quick(web, good) is not None
+    assert quick(web, good, CONTENT_ENCODING="gzip") is None
+    assert quick(web, good[:-1]) is None
+    assert quick(web, good.replace(b"1,2,3", b"1,2")) is None
+    assert quick(web, json.dumps({"inputs": [tensor(np.zeros((1000, 3)))]}).encode()) is None
+    twenty = json.dumps({"inputs": [tensor(np.zeros((20, 3)))]}).encode()
+    assert quick(web, twenty, ACCEPT_ENCODING="gzip") is None
+    for path in ("/v2/models/alpha.NOSUCH/infer", "/v2/models//infer", "/v2/models/a/b/c/infer", "/v2/models/infer"):
+        assert quick(web, good, path) is None
+
+
+def test_a_model_that_is_not_loaded_is_left_to_the_view(changing: Any, web: Any) -> None:
+    path = f"/v2/models/{changing.directory.name}.BTCUSDT/infer"
+    good = f'{{"inputs":[{GOOD}]}}'.encode()
+    assert quick(changing, good, path) is None
+    answer(post(changing, good, path))
+    assert quick(changing, good, path) is not None
+    changing.client.post(f"/v2/repository/models/{changing.directory.name}/unload")
+    assert quick(changing, good, path) is None
+    answer(post(web, good))
+    assert quick(web, good) is not None, "another model has the same content"
