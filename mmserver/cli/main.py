@@ -15,12 +15,17 @@ from mmserver.errors import (
     Invalid,
     MmserverError,
     NotFound,
+    PreconditionFailed,
+    TooLarge,
     Unavailable,
+    Unprocessable,
 )
 
 COMMANDS = {
     "serve": ("mmserver.cli.serve", "Start the server."),
     "models": ("mmserver.cli.models", "Watched models, their directories and versions."),
+    "predict": ("mmserver.cli.predict", "Predict from the command line: CSV or JSON in, decisions out."),
+    "bench": ("mmserver.cli.bench", "Measure how fast a model predicts here, and over HTTP."),
     "venues": ("mmserver.cli.venues", "Order quantiles of venues: set, show."),
     "snapshot": ("mmserver.cli.snapshots", "Backups of the whole state: create, list, verify, restore."),
     "db": ("mmserver.cli.db", "The database: upgrade, check."),
@@ -33,7 +38,10 @@ COMMANDS = {
 
 EXIT_CODES: tuple[tuple[type[MmserverError], int], ...] = (
     (Invalid, 2),
+    (Unprocessable, 2),
+    (TooLarge, 2),
     (Conflict, 3),
+    (PreconditionFailed, 3),
     (Forbidden, 3),
     (NotFound, 4),
     (Gone, 4),

@@ -1,0 +1,185 @@
+"""`mmserver bench`: it measures what it says, with the model's own rows, and never counts an answer that is none."""
+
+import json
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import waitress
+from click.testing import CliRunner
+
+from mmserver.app import RUNTIME_KEY, create_app
+from mmserver.cli.load_generator import LoadFailed, percentiles, request_bytes, run_load
+from mmserver.cli.main import main
+from mmserver.settings import Settings
+
+HTTP_LINES = [("POST /predict", 1, 1), ("POST /predict", 1, 8), ("POST /predict", 1, 64)]
+
+
+def run(*arguments: str | Path, code: int = 0) -> Any:
+    """The command in this process; it ends with the code that is expected."""
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    assert done.exit_code == code, done.output
+    return done
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory, models: list[bytes]) -> Path:
+    """A data directory with model `alpha`, which has one symbol."""
+    place = tmp_path_factory.mktemp("bench")
+    artifacts = place / "artifacts"
+    artifacts.mkdir()
+    (artifacts / "BTCUSDT_ret_1h_factors.txt").write_text("mom_1h\nvol_1d\n")
+    (artifacts / "BTCUSDT_ret_1h_model.pkl").write_bytes(models[0])
+    run("models", "add", "alpha", artifacts, "--data-dir", place / "data")
+    return place / "data"
+
+
+def is_measured(line: dict[str, Any]) -> bool:
+    agrees = line["rows_per_s"] == pytest.approx(line["calls_per_s"] * line["rows"], rel=0.1)
+    return bool(0 < line["p50_us"] <= line["p99_us"] and line["calls_per_s"] > 0 and agrees)
+
+
+def test_engine_prediction_and_http_are_measured_and_nothing_is_left(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = sorted(path.name for path in state.iterdir())
+    done = run("bench", "alpha", "--symbol", "btc/usdt", "--seconds", "0.2", "--json", "--data-dir", state)
+    found = json.loads(done.stdout)
+    assert (found["model_name"], found["symbol"], found["dim"], found["engine"]) == ("alpha", "BTCUSDT", 2, "exact")
+    assert [(line["what"], line["rows"], line["connections"]) for line in found["items"]] == [
+        ("engine", 1, None),
+        ("prediction", 1, None),
+        ("engine", 256, None),
+        ("predictions", 256, None),
+        *HTTP_LINES,
+    ]
+    assert all(map(is_measured, found["items"]))
+    assert "load generator is Python and shares this machine" in found["note"]
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(path.name for path in state.iterdir()) == before
+
+
+def test_a_server_that_runs_is_measured_by_its_address(state: Path) -> None:
+    app = create_app(Settings(data_dir=state, watch_enabled=False, sandbox_workers=1))
+    server = waitress.create_server(app, host="127.0.0.1", port=0, threads=4)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.effective_port}/"
+        done = run("bench", "alpha", "--url", url, "--seconds", "0.1")
+        run("bench", "beta", "--url", url, "--seconds", "0.1", code=2)
+    finally:
+        server.close()
+        thread.join(10)
+        app.extensions[RUNTIME_KEY].close()
+    subject, header, *lines = done.stdout.splitlines()
+    assert "model_name=alpha" in subject
+    assert "symbol=BTCUSDT" in subject
+    found = [dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines]
+    assert [(line["what"], int(line["rows"]), int(line["connections"])) for line in found] == HTTP_LINES
+    assert "load generator is Python" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("beta",), 4),
+        (("alpha", "--symbol", "XRP"), 4),
+        (("alpha", "--version", "9"), 4),
+        (("alpha", "--seconds", "0"), 2),
+        (("alpha", "--url", "ftp://localhost"), 1),
+        (("alpha", "--url", "http://127.0.0.1:9"), 1),
+    ],
+)
+def test_what_cannot_be_measured_has_its_exit_code(arguments: tuple[str, ...], code: int, state: Path) -> None:
+    assert run("bench", *arguments, "--data-dir", state, code=code).stderr
+
+
+# --- the load generator -----------------------------------------------------------------------------------------------
+
+
+class Server:
+    """Answers whatever comes with the same bytes, a few at a time."""
+
+    def __init__(self, answer: bytes, step: int) -> None:
+        self.requests: list[bytes] = []
+        self._answer = answer
+        self._step = step
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self._listener.getsockname()[:2]
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with closing(connection), suppress(OSError):  # the client may leave at any time
+            while request := connection.recv(65536):
+                self.requests.append(request)
+                for start in range(0, len(self._answer), self._step):
+                    connection.sendall(self._answer[start : start + self._step])
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Start such a server."""
+    started: list[Server] = []
+
+    def start(answer: bytes, step: int = 65536) -> Server:
+        started.append(Server(answer, step))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\nServer: x\r\n\r\n" + b"x" * 12
+
+
+@pytest.mark.parametrize("step", [65536, 7])
+def test_every_answer_is_waited_for_whole(serve: Callable[..., Server], step: int) -> None:
+    server = serve(OK, step)
+    requests = [request_bytes("h", "/predict", body) for body in (b"{}", b"[1]")]
+    found = run_load(server.address, requests, 3, 0.2)
+    assert found["n_calls"] > 3
+    assert 0 < found["p50_us"] <= found["p99_us"]
+    assert set(server.requests) == set(requests)
+    assert found["n_calls"] <= len(server.requests)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (OK.replace(b"200 OK", b"503 Busy"), "503 Busy: xxx"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", "no Content-Length"),
+    ],
+)
+def test_an_answer_that_is_no_prediction_ends_the_measurement(
+    answer: bytes, said: str, serve: Callable[..., Server]
+) -> None:
+    with pytest.raises(LoadFailed, match=said):
+        run_load(serve(answer).address, [request_bytes("h", "/predict", b"{}")], 2, 0.2)
+
+
+def test_percentiles_are_of_the_ordered_values() -> None:
+    assert percentiles([value / 1e6 for value in range(100, 0, -1)]) == pytest.approx({"p50_us": 51, "p99_us": 100})
+    assert percentiles([3e-6]) == pytest.approx({"p50_us": 3, "p99_us": 3})
