@@ -57,8 +57,10 @@ class Table(Protocol):
 # --- rows for a model -------------------------------------------------------------------------------------------------
 
 
-def rows_from_table(table: Table, factors: Sequence[str], *, max_rows: int, accepts_missing: bool = True) -> FloatRows:
-    """The table's rows as the model takes them.
+def rows_from_table(
+    table: Table, factors: Sequence[str], *, max_rows: int | None, accepts_missing: bool = True
+) -> FloatRows:
+    """The table's rows as the model takes them; `max_rows` None is no limit.
 
     Shapes:
         n_rows × factors, float32, C-contiguous; NaN is missing.
@@ -66,9 +68,9 @@ def rows_from_table(table: Table, factors: Sequence[str], *, max_rows: int, acce
     Raises:
         TooManyRows
         FeaturesInvalid: a factor has no column; columns without names are not as many as the factors; a cell is no
-            number, or not a finite float32; a cell is missing, and the model cannot do without.
+            number, or not a finite float32.
     """
-    if table.n_rows > max_rows:
+    if max_rows is not None and table.n_rows > max_rows:
         raise TooManyRows(n_rows=table.n_rows, limit=max_rows)
     if not table.n_rows and not table.n_columns:
         return np.empty((0, len(factors)), np.float32)
@@ -77,8 +79,6 @@ def rows_from_table(table: Table, factors: Sequence[str], *, max_rows: int, acce
         rows = np.ascontiguousarray(numbers, np.float32)
     if np.isinf(rows).any():
         _refuse_cells(np.isinf(rows), factors, "is not finite as a 32-bit number")
-    if not accepts_missing and np.isnan(rows).any():
-        _refuse_cells(np.isnan(rows), factors, "is missing, and the model takes no missing values")
     return rows
 
 

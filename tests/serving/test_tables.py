@@ -165,11 +165,6 @@ def test_a_thousand_missing_columns_are_not_all_listed() -> None:
     assert len(str(caught.value)) < 1000
 
 
-def test_null_is_refused_where_the_model_takes_no_missing_values() -> None:
-    with pytest.raises(FeaturesInvalid, match="row 1, vol: is missing"):
-        rows(scoring(instances=PLAIN_ROWS), accepts_missing=False)
-
-
 def test_more_rows_than_are_allowed_are_refused_before_they_are_looked_at() -> None:
     assert len(rows(scoring(instances=[[1, 2, 3]] * 5), max_rows=5)) == 5
     with pytest.raises(TooManyRows, match="6 rows are more than the 5"):
