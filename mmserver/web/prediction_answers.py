@@ -68,18 +68,18 @@ class BatchAnswer(msgspec.Struct, frozen=True):
 
 
 def item_from_prediction(
-    prediction: Prediction, started: float, timestamp: datetime, *, direction_codes: bool
+    prediction: Prediction, begun_ns: int, timestamp: datetime, *, direction_codes: bool
 ) -> PredictionItem:
-    """The answer to one request, taken up at `started` (of `time.perf_counter`)."""
+    """The answer to one request, taken up at `begun_ns` (of `time.perf_counter_ns`)."""
     return PredictionItem(
         prediction.symbol,
-        _decision_item(prediction.decision, direction_codes),
+        decision_item(prediction.decision, direction_codes),
         prediction.model_name,
         prediction.version,
         prediction.model_info,
         None,
         prediction.prediction_id,
-        latency_ms(started),
+        latency_ms(begun_ns),
         timestamp,
         UNSET if prediction.contributions is None else prediction.contributions,
     )
@@ -91,11 +91,12 @@ def item_from_error(symbol: str | None, error: MmserverError) -> ErrorItem:
     return ErrorItem(symbol, ErrorDetail(problem.code, problem.detail, problem.errors or UNSET))
 
 
-def latency_ms(started: float) -> float:
+def latency_ms(begun_ns: int) -> float:
     """Milliseconds since then, to the microsecond."""
-    return round((time.perf_counter() - started) * 1e3, 3)
+    return (time.perf_counter_ns() - begun_ns) // 1000 / 1000
 
 
-def _decision_item(decision: Decision, direction_codes: bool) -> DecisionItem:
+def decision_item(decision: Decision, direction_codes: bool) -> DecisionItem:
+    """The decision, its direction as a word or as a code."""
     direction: Direction = DIRECTION_CODES[decision.direction] if direction_codes else decision.direction
     return DecisionItem(direction, direction, decision.confidence, decision.probability, decision.expected_return)

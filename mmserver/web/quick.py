@@ -9,17 +9,26 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
-from mmserver.serving.predictions import Serving
-from mmserver.web.prediction_answers import item_from_prediction
+from mmserver.catalog.history import LATEST, PRODUCTION
+from mmserver.catalog.symbols import comparable_symbol
+from mmserver.errors import MmserverError
+from mmserver.serving.predictions import Resolved, Serving
+from mmserver.web.framing import RequestIds
+from mmserver.web.open_inference_bodies import BINARY_MEDIA_TYPE, HEADER_LENGTH
+from mmserver.web.open_inference_infer import quick_infer
+from mmserver.web.prediction_answers import PredictionItem, decision_item, latency_ms
 from mmserver.web.prediction_bodies import given, has_plain_features, plain_body
 from mmserver.web.responses import JSON_MEDIA_TYPE, json_bytes
 
 MAX_BODY_BYTES = 256 << 10
+MAX_ROW_COST_NS = 300_000
+"""A model that takes longer would keep other clients waiting; a thread may take it."""
 PLAIN_MEDIA_TYPES = frozenset(
     {"", "application/json", "application/json; charset=utf-8", "application/json;charset=utf-8",
      "application/json; charset=UTF-8", "text/plain", "application/x-www-form-urlencoded"}
 )  # fmt: skip
 """As clients write them; how else it can be written is for Flask to understand."""
+_CURRENT = (None, LATEST, PRODUCTION)
 NEEDS_FLASK = ("CONTENT_ENCODING", "SEC_FETCH_SITE", "ORIGIN")
 """Headers that may mean a refusal."""
 
@@ -36,6 +45,7 @@ QuickHandler: TypeAlias = Callable[[str, Mapping[str, str], bytes], QuickAnswer 
 """Called with the path, the headers and the body."""
 
 JSON_HEADERS = (("Content-Type", JSON_MEDIA_TYPE),)
+BINARY_HEADERS = (("Content-Type", BINARY_MEDIA_TYPE),)
 
 
 class QuickRoutes:
@@ -50,8 +60,9 @@ class QuickRoutes:
             "/predict": partial(self._predict, False),
             "/api/ml/predict": partial(self._predict, True),
         }
-        self._handlers_within: tuple[tuple[str, str, QuickHandler], ...] = ()
+        self._handlers_within: tuple[tuple[str, str, QuickHandler], ...] = (("/v2/models/", "/infer", self._infer),)
         """Beginning and end of paths, and their handler."""
+        self._infer_ids = RequestIds()
 
     def is_candidate(self, method: str, path: str, query: str) -> bool:
         """Whether `answer` may know the request; a lookup, without reading the body."""
@@ -83,16 +94,50 @@ class QuickRoutes:
     def _predict(
         self, direction_codes: bool, _path: str, headers: Mapping[str, str], body: bytes
     ) -> QuickAnswer | None:
-        started = time.perf_counter()
+        begun_ns = time.perf_counter_ns()
         if headers.get("CONTENT_TYPE", "") not in PLAIN_MEDIA_TYPES:
             return None
         asked = plain_body(body)
         if asked is None or asked.explain is True or not asked.features or not has_plain_features(asked):
             return None
-        prediction = self._serving.predict_row(
-            asked.symbol, asked.features, given(asked.model_name), given(asked.model_version)
-        )
-        if prediction is None:
+        serving = self._serving
+        resolved = self._resolved(asked.symbol, given(asked.model_name), given(asked.model_version))
+        loaded = None if resolved is None else serving.held(resolved)
+        if resolved is None or loaded is None or loaded.row_cost_ns > MAX_ROW_COST_NS:
             return None
-        item = item_from_prediction(prediction, started, self._serving.store.now(), direction_codes=direction_codes)
+        try:
+            row = loaded.layout.row(asked.features)  # type: ignore[arg-type]  # of one shape: `has_plain_features` said so
+            decision = serving.predict_row(resolved, loaded, row, begun_ns)
+        except MmserverError:
+            return None
+        item = PredictionItem(
+            asked.symbol,
+            decision_item(decision, direction_codes),
+            resolved.version.model_name,
+            resolved.version.label,
+            serving.model_info(resolved, loaded),
+            None,
+            serving.new_prediction_id(),
+            latency_ms(begun_ns),
+            serving.store.now(),
+        )
         return QuickAnswer("200 OK", JSON_HEADERS, json_bytes(item))
+
+    def _infer(self, path: str, headers: Mapping[str, str], body: bytes) -> QuickAnswer | None:
+        request_id = self._infer_ids(headers.get("X_REQUEST_ID", ""))
+        answer = quick_infer(self._serving, path, headers, body, request_id)
+        if answer is None:
+            return None
+        if answer.header_length is None:
+            return QuickAnswer("200 OK", JSON_HEADERS, answer.body)
+        return QuickAnswer("200 OK", (*BINARY_HEADERS, (HEADER_LENGTH, str(answer.header_length))), answer.body)
+
+    def _resolved(self, symbol: str, model_name: str | None, version: str | None) -> Resolved | None:
+        """What is meant, if memory alone can say it; after each change of the catalog that is a few microseconds more."""
+        known = self._serving.known(symbol, model_name, version)
+        if known is not None or model_name is None or version not in _CURRENT:
+            return known
+        model = self._serving.store.catalog.models.get(model_name)
+        if model is None or len(model.serving.group_keys_by_symbol.get(comparable_symbol(symbol), ())) != 1:
+            return None
+        return self._serving.resolve(symbol, model_name, version)
