@@ -57,9 +57,7 @@ class Table(Protocol):
 # --- rows for a model -------------------------------------------------------------------------------------------------
 
 
-def rows_from_table(
-    table: Table, factors: Sequence[str], *, max_rows: int | None, accepts_missing: bool = True
-) -> FloatRows:
+def rows_from_table(table: Table, factors: Sequence[str], *, max_rows: int | None) -> FloatRows:
     """The table's rows as the model takes them; `max_rows` None is no limit.
 
     Shapes:
