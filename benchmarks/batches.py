@@ -18,7 +18,7 @@ from benchmarks.contest import Contender, Rules, interleaved
 from benchmarks.data_dirs import make_data_dir
 from benchmarks.load import Asked
 from benchmarks.measuring import Goal, machine, print_goals, print_table
-from benchmarks.servers import Server, mmserver
+from benchmarks.servers import SMOKE_OPTIONS, Server, mmserver
 from benchmarks.subject import MODEL_NAME, N_ROWS, Subject, make_subject
 
 RULES = Rules(n_connections=(1, 4), n_rounds=3, round_s=3.0)
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         work = Path(temporary)
         subject = make_subject(work, is_small=is_smoke)
         make_data_dir(work / "data", {MODEL_NAME: subject.artifacts})
-        with mmserver(work / "data") as server:
+        with mmserver(work / "data", *(SMOKE_OPTIONS if is_smoke else ())) as server:
             contenders = [
                 Contender(BINARY, server, _binary(server, subject.rows)),
                 Contender(V2_JSON, server, _v2_json(server, subject.rows)),

@@ -20,7 +20,7 @@ from benchmarks.data_dirs import make_data_dir
 from benchmarks.generate import KINDS, generate
 from benchmarks.load import Asked
 from benchmarks.measuring import Goal, machine, median, print_goals, print_table, rss_bytes
-from benchmarks.servers import Server, mmserver, wait_until_idle
+from benchmarks.servers import SMOKE_OPTIONS, Server, mmserver, wait_until_idle
 from benchmarks.subject import MODEL_NAME
 
 N_MODELS, SMOKE_MODELS = 1000, 12
@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     n_models, kind = (SMOKE_MODELS, SMOKE_KIND) if is_smoke else (N_MODELS, KIND)
     n_rounds, round_s = (SMOKE_ROUNDS, SMOKE_ROUND_S) if is_smoke else (N_ROUNDS, ROUND_S)
     cache_bytes = SMOKE_CACHE_BYTES if is_smoke else CACHE_BYTES
+    options = SMOKE_OPTIONS if is_smoke else ()
     environ = {"MMSERVER_PREDICTOR_CACHE_BYTES": str(cache_bytes)}
     features: list[float] = np.random.default_rng(7).normal(size=KINDS[kind].n_factors).astype(np.float32).tolist()
     found: dict[str, list[Offered]] = {ALONE: [], AMONG: [], BESIDE: []}
@@ -57,8 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
         make_data_dir(work / "lone", {MODEL_NAME: work / "one"})
         make_data_dir(work / "data", {MODEL_NAME: work / "many"})
         print(f"{n_models:,} models of kind {kind} registered in {time.perf_counter() - started_s:.0f} s", flush=True)
-        lone = stack.enter_context(mmserver(work / "lone", environ=environ))
-        server = stack.enter_context(mmserver(work / "data", environ=environ))
+        lone = stack.enter_context(mmserver(work / "lone", *options, environ=environ))
+        server = stack.enter_context(mmserver(work / "data", *options, environ=environ))
         if not is_smoke:
             wait_until_idle([lone, server])
         for one in (lone, server):

@@ -21,6 +21,7 @@ from benchmarks.contest import Contender, Results, Rules, interleaved, print_res
 from benchmarks.data_dirs import make_data_dir
 from benchmarks.measuring import Goal, machine, print_goals
 from benchmarks.peer_servers.contenders import BARE, Starting, bare, mmserver_alone, peers
+from benchmarks.servers import SMOKE_OPTIONS
 from benchmarks.subject import MODEL_NAME, Subject, make_subject
 
 RULES = Rules(n_connections=(1, 8, 64), n_rounds=3, round_s=3.0)
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         work = Path(temporary)
         subject = make_subject(work, is_small=is_smoke)
-        contenders = list(_started(subject, work, stack, may_install=not is_smoke))
+        contenders = list(_started(subject, work, stack, is_smoke=is_smoke))
         results = interleaved(contenders, rules)
     names = [contender.name for contender in contenders]
     tool = next(iter(results.values())).tool
@@ -57,11 +58,12 @@ def main(arguments: list[str] | None = None) -> None:
     print_goals(_goals(results, names, rules))
 
 
-def _started(subject: Subject, work: Path, stack: ExitStack, *, may_install: bool) -> Iterator[Contender]:
+def _started(subject: Subject, work: Path, stack: ExitStack, *, is_smoke: bool) -> Iterator[Contender]:
     """Every server, running, and its answer checked."""
     subject.write_for_peers(work)
     make_data_dir(work / "registered", {MODEL_NAME: subject.artifacts})
-    for starting in (*mmserver_alone(), bare(), *peers(may_install=may_install)):
+    options = SMOKE_OPTIONS if is_smoke else ()
+    for starting in (*mmserver_alone(*options), bare(), *peers(may_install=not is_smoke)):
         if starting.skipped:
             print(f"{starting.name} is left out: {starting.skipped}", file=sys.stderr, flush=True)
             continue

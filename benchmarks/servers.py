@@ -19,6 +19,8 @@ from benchmarks.measuring import cpu_s
 START_TIMEOUT_S = 120.0
 """Some import for a minute on a cold disk."""
 STOP_TIMEOUT_S = 20.0
+SMOKE_OPTIONS = ("--read-only",)
+"""A server that reads no artifacts does not try out its sandbox when it starts, which costs more than a smoke test does."""
 IDLE_CPU_S = 0.02
 """Processor time that an idle server may use in a second."""
 

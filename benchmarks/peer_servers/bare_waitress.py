@@ -5,6 +5,7 @@ python -m benchmarks.peer_servers.bare_waitress MODEL.msgpack PORT
 It decodes, predicts and encodes: no catalog, no checks, no interpretation, no ids.
 """
 
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
@@ -15,7 +16,6 @@ import msgspec
 
 from benchmarks.peer_servers.exact_engine import load
 from mmserver.server.connections import Channel
-from mmserver.server.cpus import pin_this_thread
 from mmserver.server.http_server import HttpServer, Limits
 from mmserver.server.pool import Pool
 from mmserver.server.requests import Request
@@ -52,7 +52,7 @@ def answer_inline(channel: Channel, _request: Request) -> bool:
 def main() -> None:
     """Serve until the process is ended."""
     with socket.create_server(("127.0.0.1", int(sys.argv[2])), backlog=1024) as listener:
-        pin_this_thread(0)
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # mmserver keeps its Python on one CPU, too
         server = HttpServer(application(load(Path(sys.argv[1]))), listener, Pool(1, 1), Limits(), answer_inline)
         while True:
             server.turn(1.0)

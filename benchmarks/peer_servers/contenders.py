@@ -38,14 +38,14 @@ class Starting:
     skipped: str = ""
 
 
-def mmserver_alone() -> Iterator[Starting]:
-    """mmserver as it is installed, with two workers, and with a thread for each prediction."""
+def mmserver_alone(*always: str) -> Iterator[Starting]:
+    """mmserver as it is installed, with two workers, and with a thread for each prediction; all of them with these options."""
 
     def start(*options: str, environ: Mapping[str, str] | None = None) -> Start:
         @contextmanager
         def started(subject: Subject, models: Path, directory: Path) -> Iterator[Started]:
             body = {"symbol": subject.symbol, "model_name": MODEL_NAME, "features": subject.features}
-            with mmserver(directory / "data", *options, environ=environ) as server:
+            with mmserver(directory / "data", *always, *options, environ=environ) as server:
                 yield server, _post(server, "/predict", body)
 
         return started
