@@ -101,10 +101,21 @@ def _table_from_parquet(request: flask.Request) -> Table:
 
 
 def _predictions(serving: Serving, resolved: Resolved, rows: FloatRows) -> list[Any]:
-    """What the model's library predicts for each row: a number, or several where it gives several, such as probabilities."""
+    """What the model's library predicts for each row: a number, or several where it gives several, such as probabilities.
+
+    A plugin's model that calls none of several outputs its prediction gives all of them by name.
+    """
     if not len(rows):
         return []
     outputs = serving.run(resolved, rows)
-    found = outputs[PREDICTION] if PREDICTION in outputs else next(iter(outputs.values()))
-    listed: list[Any] = (found[:, 0] if found.shape[1] == 1 else found).tolist()
+    if PREDICTION in outputs:
+        return _listed(outputs[PREDICTION])
+    if len(outputs) == 1:
+        return _listed(*outputs.values())
+    columns = [_listed(values) for values in outputs.values()]
+    return [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _listed(values: FloatRows) -> list[Any]:
+    listed: list[Any] = (values[:, 0] if values.shape[1] == 1 else values).tolist()
     return listed
