@@ -50,7 +50,9 @@ def get_ready() -> flask.Response:
     """200 while models can be served, as `/readyz` sees it; 503 otherwise."""
     status, _ = health.run_checks(flask.current_app)
     is_ready = status != "failing"
-    return json_response({"ready": is_ready, "live": True}, 200 if is_ready else 503)
+    if not is_ready:
+        return json_response({"ready": False, "live": True}, 503, {"Retry-After": str(health.RETRY_AFTER_S)})
+    return json_response({"ready": True, "live": True})
 
 
 def get_models() -> flask.Response:
@@ -127,7 +129,8 @@ def get_model_ready(name: str, version: str | None = None) -> flask.Response:
     try:
         serving.loaded(found.resolved)
     except MmserverError as error:
-        return json_response({"name": found.name, "ready": False, "error": str(error)}, 503)
+        said = {"name": found.name, "ready": False, "error": str(error)}
+        return json_response(said, 503, {"Retry-After": str(health.RETRY_AFTER_S)})
     return json_response({"name": found.name, "ready": True})
 
 

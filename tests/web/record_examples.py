@@ -17,6 +17,7 @@ from mmserver.web.api_description.contents import OPERATIONS
 from mmserver.web.api_description.document import path_of
 
 MAX_ITEMS, MAX_TEXT, MAX_FIELDS = 2, 160, 30
+LAST = {"register_model": 1, "remove_model": 2}
 SHOWN_ROOT = "/srv/models"
 KNOWN = {"model_name": "demo", "symbol": "SP500", "venue": "binance-futures", "name": "demo.SP500", "version": "latest"}
 
@@ -67,7 +68,7 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
     }
     queries: dict[str, Any] = {"diff_versions": {"from": old, "to": new}, "list_versions": {"limit": 1}}
     examples: dict[str, Any] = {}
-    for operation in sorted(OPERATIONS, key=lambda operation: operation.name == "remove_model"):
+    for operation in sorted(OPERATIONS, key=lambda operation: LAST.get(operation.name, 0)):
         name = operation.name
         known = {
             **KNOWN,

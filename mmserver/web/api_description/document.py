@@ -133,7 +133,7 @@ def _either(answer: dict[str, Any], refusal: dict[str, Any]) -> dict[str, Any]:
     """A status that an answer and a refusal share."""
     content = dict(answer.get("content", {}))
     for media_type, described in refusal["content"].items():
-        if media_type in content:
+        if "schema" in content.get(media_type, {}):
             content[media_type] = {"schema": {"anyOf": [content[media_type]["schema"], described["schema"]]}}
         else:
             content[media_type] = described
@@ -186,7 +186,7 @@ def _common_headers(status: int) -> dict[str, Any]:
 def _content(types: Mapping[str, TypeOrSchema], schema_of: Any, example: Any) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for media_type, type_ in types.items():
-        content[media_type] = {"schema": schema_of(type_)}
+        content[media_type] = {} if type_ is None else {"schema": schema_of(type_)}
         if example is not None and (media_type.endswith("json") or isinstance(example, str)):
             content[media_type]["example"] = example
             example = None  # it is written in one media type only, the first that it fits
@@ -249,7 +249,7 @@ def _single_types(types: Iterable[TypeOrSchema]) -> list[Any]:
     for type_ in types:
         if isinstance(type_, AnyOf):
             singles.update(dict.fromkeys(type_.types))
-        elif not isinstance(type_, Mapping):
+        elif not (type_ is None or isinstance(type_, Mapping)):
             singles[type_] = None
     return list(singles)
 

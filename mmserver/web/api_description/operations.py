@@ -21,7 +21,7 @@ class AnyOf:
 
 
 TypeOrSchema: TypeAlias = Any
-"""A type that msgspec can describe, an `AnyOf`, or a schema as it is to stand in the document."""
+"""A type that msgspec can describe, an `AnyOf`, or a schema as it is to stand in the document; None where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,8 +54,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET", "/ping", "ping", SCORING, "Whether anything can be predicted",
         answers=(
-            Answer(200, "Something can. The body is an empty line, as the protocol has it.", {JSON: {}}),
-            Answer(404, "Nothing can.", {JSON: {}}),
+            Answer(200, "Something can. The body is an empty line, as the protocol has it.", {JSON: None}),
+            Answer(404, "Nothing can.", {JSON: None}),
         ),
     ),
     Operation(
