@@ -37,13 +37,15 @@ MAX_ERRORS = 100
 MAX_NAME = 100
 _NUMBER_TYPES = frozenset({int, float, type(None)})
 Numbers: TypeAlias = list[float | None]
-Given: TypeAlias = str | UnsetType | None
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=512)]
+"""Names are remembered with what they mean; separators in symbols do not count, so the longest could be any length."""
+Given: TypeAlias = Name | UnsetType | None
 
 
 class PredictBody(msgspec.Struct, frozen=True, kw_only=True):
     """One prediction as it is asked for; null and absent mean the same for what is optional."""
 
-    symbol: str
+    symbol: Name
     features: list[float | Numbers | None] | dict[str, float | None] | UnsetType | None = UNSET
     timestamp: Annotated[datetime, msgspec.Meta(tz=True)] | UnsetType | None = UNSET
     model_name: Given = UNSET

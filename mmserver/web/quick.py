@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 from mmserver.catalog.history import LATEST, PRODUCTION
 from mmserver.catalog.symbols import comparable_symbol
 from mmserver.errors import MmserverError
+from mmserver.serving.interpretation import NoInterpreter
 from mmserver.serving.predictions import Resolved, Serving
 from mmserver.web.framing import RequestIds
 from mmserver.web.open_inference_bodies import BINARY_MEDIA_TYPE, HEADER_LENGTH
@@ -55,7 +56,6 @@ class QuickRoutes:
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
-        self._trusted_hosts = frozenset(host.lower() for host in serving.store.settings.trusted_hosts)
         self._handlers: dict[str, QuickHandler] = {
             "/predict": partial(self._predict, False),
             "/api/ml/predict": partial(self._predict, True),
@@ -78,8 +78,6 @@ class QuickRoutes:
         for name in NEEDS_FLASK:
             if name in headers:
                 return None
-        if self._trusted_hosts and headers.get("HOST", "").partition(":")[0].lower() not in self._trusted_hosts:
-            return None
         handler = self._handler(path)
         return None if handler is None else handler(path, headers, body)
 
@@ -105,6 +103,8 @@ class QuickRoutes:
         loaded = None if resolved is None else serving.held(resolved)
         if resolved is None or loaded is None or loaded.row_cost_ns > MAX_ROW_COST_NS:
             return None
+        if isinstance(loaded.interpreter, NoInterpreter):
+            return None  # it is refused anyway, and would be counted twice
         try:
             row = loaded.layout.row(asked.features)  # type: ignore[arg-type]  # of one shape: `has_plain_features` said so
             decision = serving.predict_row(resolved, loaded, row, begun_ns)
