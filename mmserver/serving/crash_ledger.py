@@ -77,8 +77,8 @@ def _is_abandoned(path: Path) -> bool:
         return False  # its load has just ended
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_nlink > 0  # else its load ended after it was opened here
     except BlockingIOError:
         return False
     finally:
         os.close(descriptor)
-    return True
