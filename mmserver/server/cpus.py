@@ -1,12 +1,26 @@
-"""On which CPU a process's I/O thread runs."""
+"""On which CPU a process's Python runs: one interpreter uses no more than one, and handing it from CPU to CPU costs a lot.
+
+The main thread is never kept on one, so that what the process starts can take the CPUs from there (see `sandbox.zygote`).
+"""
 
 import os
+import secrets
+from collections.abc import Sequence
 
 
-def pin_this_thread(index: int) -> int | None:
-    """Keep the calling thread, and those that it starts, on one of the CPUs that it may use. Returns which, None for any."""
-    if not hasattr(os, "sched_setaffinity"):
-        return None
+def cpus_for(n_processes: int) -> Sequence[int]:
+    """A CPU for each process; as many different ones as this process may use, beginning anywhere.
+
+    Several servers on one machine should not all take the first.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
     cpus = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cpus[index % len(cpus)]})
-    return cpus[index % len(cpus)]
+    start = secrets.randbelow(len(cpus))
+    return [cpus[(start + index) % len(cpus)] for index in range(n_processes)]
+
+
+def keep_this_thread_on(cpu: int | None) -> None:
+    """Keep the calling thread, and those that it starts, on one CPU; None leaves it where it is."""
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})

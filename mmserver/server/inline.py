@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from waitress.utilities import build_http_date
 
+from mmserver.catalog.store import Store
 from mmserver.server.connections import Channel
+from mmserver.server.http_server import InlineAnswerer
 from mmserver.server.requests import Request
 from mmserver.web.framing import DEFAULT_HEADERS, RequestIds
+from mmserver.web.payloads import is_quick
 
 if TYPE_CHECKING:
     from mmserver.web.quick import QuickAnswer, QuickRoutes
@@ -21,33 +24,48 @@ _MAX_HEADS = 64
 log = logging.getLogger(__name__)
 
 
-class InlineAnswers:
-    """Answers what `QuickRoutes` knows; used by one thread."""
+class InlineAnswers(InlineAnswerer):
+    """Answers predictions that `QuickRoutes` knows by themselves; payloads and `/livez` by the application; used by one thread."""
 
-    def __init__(self, quick_routes: "Callable[[], QuickRoutes | None]") -> None:
+    def __init__(self, quick_routes: "Callable[[], QuickRoutes | None]", store: Store) -> None:
         """`quick_routes` gives None until they are ready."""
         self._quick_routes = quick_routes
+        self._store = store
         self._request_ids = RequestIds()
-        self._heads: dict[tuple[str, tuple[tuple[str, str], ...]], bytes] = {}
         self._date = b""
         self._date_s = 0
+        self._heads: dict[tuple[str, tuple[tuple[str, str], ...]], bytes] = {}
 
-    def __call__(self, channel: Channel, request: Request) -> bool:
-        """Answer the connection's first request, or leave it to others."""
+    def knows(self, request: Request) -> bool:
+        """Whether it is worth a try."""
+        if request.command == "POST":
+            routes = self._quick_routes()
+            return (
+                routes is not None
+                and routes.is_candidate("POST", request.path, request.query)
+                and (request.chunked or request.content_length <= routes.max_body_bytes)
+            )
+        return request.command in ("GET", "HEAD") and (
+            request.path == "/livez"
+            or is_quick(self._store, request.path, request.query, request.headers.get("ACCEPT_ENCODING", ""))
+        )
+
+    def answer(self, channel: Channel, request: Request) -> bool:
+        """Answer the connection's first request, which `knows` has let through; False leaves it to the pool."""
+        if request.command != "POST":
+            channel.service()
+            return True
         routes = self._quick_routes()
-        if routes is None or not routes.is_candidate(request.command, request.path, request.query):
-            return False
-        content = request.content
-        if content is not None and content.size > routes.max_body_bytes:
+        if routes is None:
             return False
         try:
-            answer = routes.answer(request.path, request.headers, b"" if content is None else content.in_memory())
+            answer = routes.answer(request.path, request.headers, request.body())
         except Exception:  # the last handler of this thread: the view meets the same, and answers `internal`
             log.exception("%s %s", request.command, request.path)
             return False
         if answer is None:
             return False
-        closes = request.closes or channel.server.is_stopping
+        closes = request.connection_close or channel.front.is_stopping
         channel.answered(self._bytes(answer, request, closes=closes), closes=closes)
         return True
 

@@ -10,3 +10,4 @@ class Post(msgspec.Struct, frozen=True):
     board_fd: int
     probe_fd: int | None
     slot: int
+    cpu: int | None

@@ -8,24 +8,23 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 import flask
 
 from mmserver.app import RUNTIME_KEY, Runtime, create_app
 from mmserver.server.board import Board, Status
-from mmserver.server.connections import Channel
-from mmserver.server.cpus import pin_this_thread
+from mmserver.server.cpus import keep_this_thread_on
 from mmserver.server.http_server import HttpServer, Limits
 from mmserver.server.inline import InlineAnswers
 from mmserver.server.pool import Pool
 from mmserver.server.probes import probe_server
-from mmserver.server.requests import Request
 from mmserver.server.sockets import Listeners
 from mmserver.settings import Settings
 from mmserver.web.current import QUICK_KEY
-from mmserver.web.payloads import is_quick
 
 GRACE_S = 10.0
 DOOR_S = 1.0  # clients that reconnect at once would keep it open for good
@@ -44,6 +43,8 @@ class Place:
 
     board: Board
     slot: int = 0
+    cpu: int | None = None
+    """The one that Python runs on; None leaves that to the system."""
     is_one_of_several: bool = False
 
 
@@ -67,34 +68,30 @@ def serve_app(app: flask.Flask, settings: Settings, listener: socket.socket, pla
     allow_open_files(settings.connection_limit + OTHER_FILES)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stopping = stop_on_signals()
-    pool = Pool(settings.threads, settings.max_queue)
+    pool = Pool(settings.threads, settings.max_queue, partial(keep_this_thread_on, place.cpu))
     runtime.store.waiting.on_count = lambda n_waiting: pool.set_thread_count(settings.threads + n_waiting)
-    predict = InlineAnswers(lambda: quick.made if settings.inline else None)
+    inline = InlineAnswers(lambda: quick.made if settings.inline else None, runtime.store)
+    server = HttpServer(app, listener, pool, Limits.of(settings), inline)
 
-    def answer_inline(channel: Channel, request: Request) -> bool:
-        if predict(channel, request):
-            return True
-        if request.command not in ("GET", "HEAD") or not (
-            request.path == "/livez"
-            or is_quick(runtime.store, request.path, request.query, request.headers.get("ACCEPT_ENCODING", ""))
-        ):
-            return False
-        channel.answer_first()
-        return True
+    def run() -> None:
+        keep_this_thread_on(place.cpu)
+        beat = Beat(place, server)
+        while not stopping.is_set():
+            server.turn(LOOP_S)
+            beat()
+        server.is_stopping = True
+        runtime.store.waiting.close()
+        runtime.store.wake_waiting()
+        _drain(server, listener, is_shared=settings.workers > 1 and not hasattr(socket, "SO_REUSEPORT"))
 
     if settings.inline:
         threading.Thread(target=quick, name="quick routes", daemon=True).start()
-    if settings.pin_cpus:
-        pin_this_thread(place.slot)
-    server = HttpServer(app, listener, pool, Limits.of(settings), answer_inline)
-    beat = Beat(place, server)
-    while not stopping.is_set():
-        server.turn(LOOP_S)
-        beat()
-    server.is_stopping = True
-    runtime.store.waiting.close()
-    runtime.store.wake_waiting()
-    _drain(server, listener, is_shared=settings.workers > 1 and not hasattr(socket, "SO_REUSEPORT"))
+    with ThreadPoolExecutor(1, thread_name_prefix="io") as threads:
+        io_thread = threads.submit(run)
+        io_thread.add_done_callback(lambda _: stopping.set())  # should it ever fail, so must the process
+        stopping.wait()
+        server.wake()
+        io_thread.result()
     pool.shutdown(cancel_pending=True, timeout=1)
     server.close()
     place.board.clear(place.slot)
@@ -165,10 +162,9 @@ def _drain(server: HttpServer, listener: socket.socket, *, is_shared: bool) -> N
     door_closes_at = time.monotonic() + DOOR_S
     while server.has_visitors() and time.monotonic() < door_closes_at:
         server.turn(0)
-    server.stop_listening()
     if not is_shared:
         listener.shutdown(socket.SHUT_RDWR)  # closing would not do: the supervisor has it open too
-    listener.close()
+    server.stop_listening()
     server.turn(0)
     while server.active_channels and time.monotonic() < deadline:
         server.close_idle()

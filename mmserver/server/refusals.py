@@ -5,7 +5,7 @@ from typing import Any
 
 from waitress.task import Task
 
-from mmserver.errors import MmserverError
+from mmserver.errors import DeadlinePassed, MmserverError, QueueFull
 from mmserver.web.errors import CODE_BY_HTTP_STATUS, Problem, problem_content, problem_from_error
 from mmserver.web.framing import DEFAULT_HEADERS
 
@@ -19,29 +19,37 @@ class RequestRefused(Exception):
         self.detail = detail
 
 
-def problem_from_refusal(error: RequestRefused | MmserverError) -> Problem:
-    """The refusal as clients see it."""
+def problem_from_refusal(error: Any) -> Problem:
+    """The refusal, ours or one that waitress found, as clients see it."""
     if isinstance(error, MmserverError):
         return problem_from_error(error)
-    code, meaning = CODE_BY_HTTP_STATUS[error.status]
-    return Problem(error.status, code, error.detail or meaning, [], {})
+    if isinstance(error, RequestRefused):
+        status, detail = error.status, error.detail
+    else:
+        status = HTTPStatus(error.code)
+        detail = error.body if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_IMPLEMENTED) else ""
+    code, meaning = CODE_BY_HTTP_STATUS[status]
+    return Problem(status, code, detail or meaning, [], {})
+
+
+def closes_connection(error: Any) -> bool:
+    """Whether nobody can say where the next request would begin."""
+    return not isinstance(error, DeadlinePassed | QueueFull)
 
 
 class RefusalTask(Task):  # type: ignore[misc]
-    """Writes a problem as the answer to one request."""
+    """Writes a request's `error` as the answer to it."""
 
     complete = True
 
-    def __init__(self, channel: Any, request: Any, problem: Problem, *, closes: bool) -> None:
-        super().__init__(channel, request)
-        self._problem = problem
-        self._closes = closes
-
     def execute(self) -> None:
         """Called by waitress between `start` and `finish`."""
-        problem, server = self._problem, self.channel.server
-        request_id = server.request_ids(self.request.headers.get("X_REQUEST_ID", ""))
-        content, media_type = problem_content(problem, self.request.path, request_id)
+        front, request = self.channel.front, self.request
+        problem = problem_from_refusal(request.error)
+        if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(request.error, QueueFull):
+            front.count_error()
+        request_id = front.request_ids(request.headers.get("X_REQUEST_ID", ""))
+        content, media_type = problem_content(problem, getattr(request, "path", ""), request_id)
         self.status = f"{problem.status.value} {problem.status.phrase}"
         self.response_headers = [
             *DEFAULT_HEADERS,
@@ -50,6 +58,6 @@ class RefusalTask(Task):  # type: ignore[misc]
             ("X-Request-ID", request_id),
         ]
         self.content_length = len(content)
-        if self._closes or server.is_stopping:
+        if closes_connection(request.error) or front.is_stopping:
             self.set_close_on_finish()
-        self.write(b"" if self.request.command == "HEAD" else content)
+        self.write(b"" if getattr(request, "command", "") == "HEAD" else content)

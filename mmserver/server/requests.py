@@ -1,98 +1,128 @@
-"""One request as it comes in over a connection; waitress's tasks and our own answers read it."""
+"""One request as it comes in: waitress's own parser, which here refuses what two readers could understand differently."""
 
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import IO
+import time
+from collections.abc import Collection
+from http import HTTPStatus
+from typing import Any
 
-from mmserver.errors import HostUnknown
-from mmserver.server.bodies import ChunkedBody, Content, MeasuredBody
-from mmserver.server.heads import END, HeadReader, check_unfinished_head
+from waitress.parser import HTTPRequestParser, ParsingError
+
+from mmserver.errors import HostUnknown, MmserverError
 from mmserver.server.refusals import RequestRefused
 
-_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+MAX_HEAD_BYTES = 16 << 10
+MAX_URI_BYTES = 8 << 10
+MAX_FIELDS = 100
+
+_ODD = re.compile(rb"[^\t\r\n\x20-\x7e\x80-\xff]|\r\n[ \t]|(?<!\r)\n|\r(?=[^\n])")
+"""Control characters, folded lines, and line ends that are only half of one."""
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n(?!.*\r\ntransfer-encoding:)", re.DOTALL)
+_OTHER_CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*(?!chunked\b)[a-z]")
+"""Which waitress refuses as not implemented."""
+_HOST = re.compile(r"([A-Za-z0-9._~%!$&'()*+;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 
 
-class Request:
-    """Takes bytes until the request is complete, or `error` says what it cannot be.
+class Request(HTTPRequestParser):  # type: ignore[misc]
+    """Takes bytes until the request is complete, or `error` says what it cannot be."""
 
-    The names without underscores are those that waitress 3.0 gives its own parser.
-    """
+    chunked: bool
+    expect_continue: bool
+    content_length: int
+    headers: dict[str, str]
+    proxy_scheme: str
+    proxy_netloc: str
+    error: Any
+    """What waitress refuses it with, or one of ours (see `refusals.problem_from_refusal`)."""
 
-    version = "1.1"
-    command = ""
-    path = ""
-    query = ""
-    request_uri = ""
-    url_scheme = "http"
-    closes = True
-    expect_continue = False
-    completed = False
-    error: RequestRefused | HostUnknown | None = None
-    completed_at = 0.0
-    headers: Mapping[str, str] = MappingProxyType({})
-
-    def __init__(self, heads: HeadReader, max_body_bytes: int, now: float) -> None:
-        self.begun_at = now
-        self.received_bytes = 0
-        self._heads = heads
+    def __init__(self, max_body_bytes: int, trusted_hosts: Collection[str], adj: Any) -> None:
+        super().__init__(adj)
+        self.begun_at = time.monotonic()
+        self.completed_at = 0.0
+        self.n_received = 0
         self._max_body_bytes = max_body_bytes
-        self._begun = b""
-        self._body: MeasuredBody | ChunkedBody | None = None
+        self._trusted_hosts = trusted_hosts
+        self._refusal: RequestRefused | MmserverError | None = None
 
     def received(self, data: bytes) -> int:
         """Take what belongs to this request; returns how much of the data that is."""
-        self.received_bytes += len(data)
-        try:
-            if self._body is None:
-                return self._take_head(data)
-            consumed = self._body.received(data)
-            self.completed = self._body.is_complete
-        except (RequestRefused, HostUnknown) as error:
-            self.error = error
-            self.completed = True
-            return len(data)
-        if self.completed and isinstance(self._body, ChunkedBody):
-            self.headers = {**self.headers, "CONTENT_LENGTH": str(self._body.content.size)}
+        self.n_received += len(data)
+        consumed: int = super().received(data)
+        if self.body_rcv is not None:
+            if len(self.body_rcv) > self._max_body_bytes:
+                self._refuse(RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
+        elif not self.headers_finished:
+            self._check_begun(data)
+        if self.completed:
+            self.completed_at = time.monotonic()
+            self.error = self._refusal or self.error
+            self.expect_continue = self.expect_continue and self.error is None
         return consumed
 
-    @property
-    def content(self) -> Content | None:
-        """The body, if there is one."""
-        return self._body.content if self._body is not None else None
+    def parse_header(self, header_plus: bytes) -> None:
+        """Called once by waitress with the whole head."""
+        try:
+            self._parse_strictly(header_plus)
+        except (RequestRefused, HostUnknown) as refusal:
+            self._refusal = refusal
+            raise ParsingError("refused") from refusal
 
-    def get_body_stream(self) -> IO[bytes]:
-        """The body, for WSGI."""
-        return (self.content or Content()).stream()
+    def body(self) -> bytes:
+        """The whole body, which stays there to be read again."""
+        if self.body_rcv is None:
+            return b""
+        buffer = self.body_rcv.getbuf()
+        content: bytes = buffer.get(len(buffer))
+        return content
 
-    def close(self) -> None:
-        """Drop the body."""
-        if self._body is not None:
-            self._body.content.close()
+    def _refuse(self, refusal: RequestRefused) -> None:
+        self._refusal = refusal
+        self.completed = True
 
-    def _take_head(self, data: bytes) -> int:
-        begun = self._begun + data if self._begun else data
-        if begun.startswith(b"\r\n"):  # some clients send that after a body
-            begun = _EMPTY_LINES.sub(b"", begun, 1)
-        end = begun.find(END) + len(END)
-        if end < len(END):
-            check_unfinished_head(begun)
-            self._begun = begun
-            return len(data)
-        head = self._heads.read(begun[:end])
-        self._begun = b""
-        self.version = head.version
-        self.command = head.method
-        self.path = head.path
-        self.query = head.query
-        self.request_uri = head.uri
-        self.headers = head.headers
-        self.closes = head.closes
-        if head.is_chunked:
-            self._body = ChunkedBody(self._max_body_bytes)
-        elif head.content_length:
-            self._body = MeasuredBody(head.content_length)
-        else:
-            self.completed = True
-        self.expect_continue = head.expects_continue and not self.completed
-        return len(data) - (len(begun) - end)
+    def _check_begun(self, data: bytes) -> None:
+        """Find in a head that is not whole yet what no more bytes can mend."""
+        if self.completed:
+            if self.error is not None and b"\r\n" not in self.header_plus + data:
+                self._refuse(RequestRefused(HTTPStatus.REQUEST_URI_TOO_LONG))
+        elif _ODD.search(self.header_plus):
+            self._refuse(RequestRefused(HTTPStatus.BAD_REQUEST, "the header has control characters or folded lines"))
+
+    def _parse_strictly(self, head: bytes) -> None:
+        if _ODD.search(head):
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, "the header has control characters or folded lines")
+        if head.count(b"\r\n") > MAX_FIELDS + 2:
+            raise RequestRefused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if head.find(b"\r\n") > MAX_URI_BYTES:
+            raise RequestRefused(HTTPStatus.REQUEST_URI_TOO_LONG)
+        lowered = head.lower()
+        if b"\r\ntransfer-encoding:" in lowered and not _CHUNKED.search(lowered) and not _OTHER_CODING.search(lowered):
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, "Transfer-Encoding is not just chunked")
+        super().parse_header(head)
+        if self.version not in ("1.0", "1.1"):
+            status = HTTPStatus.HTTP_VERSION_NOT_SUPPORTED if self.version else HTTPStatus.BAD_REQUEST
+            raise RequestRefused(status)
+        if self.proxy_scheme not in ("", "http", "https"):
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, "the address is of another scheme")
+        if self.content_length > self._max_body_bytes:
+            raise RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        if self.chunked and "CONTENT_LENGTH" in self.headers:
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, "Content-Length and Transfer-Encoding cannot stand together")
+        if self.version == "1.0" and "TRANSFER_ENCODING" in self.headers:
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, "HTTP/1.0 has no Transfer-Encoding")
+        self._check_host()
+        if "close" in self.headers.get("CONNECTION", "").lower():
+            self.connection_close = any(
+                option.strip().lower() == "close" for option in self.headers["CONNECTION"].split(",")
+            )
+        if self.expect_continue and not self.chunked and not self.content_length:
+            self.expect_continue = False  # nothing is held back, and waitress would wait for it
+
+    def _check_host(self) -> None:
+        host = self.headers.get("HOST")
+        found = _HOST.fullmatch(host) if host is not None else None
+        if found is None and (host is not None or self.version == "1.1"):
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, "the Host header is missing, or is not one host")
+        if self._trusted_hosts:
+            addressed = _HOST.fullmatch(self.proxy_netloc) if self.proxy_netloc else found
+            if addressed is None or addressed[1].lower() not in self._trusted_hosts:
+                raise HostUnknown()

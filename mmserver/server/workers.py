@@ -15,6 +15,7 @@ import msgspec
 
 from mmserver.app import open_store
 from mmserver.server.board import Board
+from mmserver.server.cpus import cpus_for
 from mmserver.server.post import Post
 from mmserver.server.process import GRACE_S, announce, stop_on_signals
 from mmserver.server.sockets import Listeners
@@ -46,7 +47,8 @@ def supervise(settings: Settings, listeners: Listeners) -> int:
             kept_open.append(held.enter_context(DataDir(settings.data_dir).lock()).fileno())
         board = Board.create(settings.workers)
         held.callback(board.close)
-        workers = [_Worker(settings, listeners, board, slot, kept_open) for slot in range(settings.workers)]
+        posts = _posts(settings, listeners, board)
+        workers = [_Worker(settings, post, board, kept_open) for post in posts]
         announce(settings, listeners)
         code = 0
         while not code and not stopping.is_set():
@@ -61,22 +63,27 @@ def supervise(settings: Settings, listeners: Listeners) -> int:
     return code
 
 
-class _Worker:
-    """One slot, and the process that fills it."""
-
-    def __init__(
-        self, settings: Settings, listeners: Listeners, board: Board, slot: int, kept_open: Sequence[int]
-    ) -> None:
-        self._settings = settings
-        self._board = board
-        self._slot = slot
-        listener = listeners.main[slot % len(listeners.main)]
-        self._post = Post(
-            listener_fd=listener.fileno(),
+def _posts(settings: Settings, listeners: Listeners, board: Board) -> list[Post]:
+    cpus = cpus_for(settings.workers) if settings.pin_cpus else ()
+    return [
+        Post(
+            listener_fd=listeners.main[slot % len(listeners.main)].fileno(),
             board_fd=board.fd,
             probe_fd=listeners.probe.fileno() if listeners.probe is not None else None,
             slot=slot,
+            cpu=cpus[slot] if cpus else None,
         )
+        for slot in range(settings.workers)
+    ]
+
+
+class _Worker:
+    """One slot, and the process that fills it."""
+
+    def __init__(self, settings: Settings, post: Post, board: Board, kept_open: Sequence[int]) -> None:
+        self._settings = settings
+        self._post = post
+        self._board = board
         self._kept_open = kept_open
         self._is_missed = False
         self._start()
@@ -88,7 +95,7 @@ class _Worker:
             return 0
         if not self._is_missed:
             self._is_missed = True
-            self._board.clear(self._slot)
+            self._board.clear(self._post.slot)
             if code in LASTING_EXIT_CODES:
                 return code
             log.error("worker %d ended with %s; starting another", self._process.pid, code)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mmserver.server.connections import Channel
-from mmserver.server.http_server import HttpServer, Limits
+from mmserver.server.http_server import HttpServer, InlineAnswerer, Limits
 from mmserver.server.pool import Pool
 from mmserver.server.requests import Request
 from mmserver.web.framing import ResponseFrame
@@ -109,6 +109,19 @@ class Site:
         return [content]
 
 
+class Inline(InlineAnswerer):
+    """Tries everything in the I/O thread."""
+
+    def __init__(self, answer: Callable[[Channel, Request], bool]) -> None:
+        self._answer = answer
+
+    def knows(self, request: Request) -> bool:
+        return True
+
+    def answer(self, channel: Channel, request: Request) -> bool:
+        return self._answer(channel, request)
+
+
 Sites = Callable[..., Site]
 
 
@@ -140,7 +153,7 @@ def _running(
     listener = socket.create_server(("127.0.0.1", 0))
     pool = Pool(n_threads, max_waiting)
     site = Site(listener.getsockname()[1])
-    site.server = server = HttpServer(ResponseFrame(site.application), listener, pool, limits, inline)
+    site.server = server = HttpServer(ResponseFrame(site.application), listener, pool, limits, Inline(inline))
     ending = threading.Event()
 
     def serve() -> None:
