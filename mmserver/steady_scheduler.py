@@ -4,6 +4,7 @@ APScheduler computes the next run from the wall clock; after the clock was set b
 hour. Here the wall clock is compared with the monotonic one before each look, and after a jump every job is due at once.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ class SteadyScheduler:
         self, wall_clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._scheduler = _JumpAwareScheduler(wall_clock, monotonic)
+        logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)  # a run that was left out is made up for
 
     def every(self, name: str, interval_s: float, job: Callable[[], object]) -> None:
         """Run `job` every `interval_s` seconds, the first time after one interval; a run that is late is made up for once."""
