@@ -1,5 +1,6 @@
 """Models and health in the words of earlier services."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -163,3 +164,104 @@ def test_head_has_no_body_and_options_name_the_methods(web: Any, path: str) -> N
     response = web.client.delete(path)
     assert response.status_code == 405
     assert "GET" in response.headers["Allow"]
+
+
+# --- reload -----------------------------------------------------------------------------------------------------------
+
+ROW = [0.25, -1.5, 0.75]
+
+
+def test_what_was_asked_for_once_is_loaded(changing: Any) -> None:
+    name = changing.directory.name
+    body = {"symbol": "BTCUSDT", "features": ROW, "model_name": name}
+    assert changing.client.post("/predict", json=body).status_code == 200
+    assert listed(changing.json("/api/ml/models"), name)["loaded"] is True
+    health = changing.json("/api/ml/health")
+    assert f"{name}:{changing.store.model(name).serving.label}" in health["loaded_models"]
+    assert changing.json("/health")["models_loaded"] >= 1
+
+
+@pytest.mark.parametrize("by_path", [True, False], ids=["named in the path", "named in the body"])
+def test_a_reload_says_what_was_loaded(changing: Any, by_path: bool) -> None:
+    name = changing.directory.name
+    response = reload(changing, name, by_path)
+    assert response.status_code == 200, response.text
+    assert response.json == {
+        "status": "reloaded",
+        "model_name": name,
+        "version": changing.store.model(name).serving.label,
+        "loaded": ["BTCUSDT_ret_1h"],
+        "failed": [],
+    }
+
+
+def reload(web: Any, name: str, by_path: bool = True, **body: str) -> Any:
+    if by_path:
+        return web.client.post(f"/api/ml/models/{name}/reload", **({"json": body} if body else {}))
+    return web.client.post("/api/ml/models/reload", json={"model_name": name, **body})
+
+
+def test_a_reload_serves_what_lies_in_the_directory_now(changing: Any, group_writer: Callable[..., None]) -> None:
+    name = changing.directory.name
+    body = {"symbol": "BTCUSDT", "features": ROW, "model_name": name}
+    before = changing.client.post("/predict", json=body).json
+    group_writer(changing.directory, "BTCUSDT_ret_1h", seed=12)
+    answer = reload(changing, name).json
+    after = changing.client.post("/predict", json=body).json
+    assert answer["version"] == after["model_version"] != before["model_version"]
+    assert after["prediction"] != before["prediction"]
+    assert reload(changing, name, version=before["model_version"]).json["version"] == before["model_version"]
+    assert changing.client.post("/predict", json=body).json["model_version"] == after["model_version"]
+
+
+def test_a_reload_of_what_cannot_be_used_keeps_the_last_good_version(changing: Any) -> None:
+    name = changing.directory.name
+    body = {"symbol": "BTCUSDT", "features": ROW, "model_name": name}
+    before = changing.client.post("/predict", json=body).json
+    (changing.directory / "BTCUSDT_ret_1h_model.json").write_text('{"learner": ')
+    response = reload(changing, name)
+    assert response.status_code == 400
+    assert response.json["code"] == "artifact_invalid"
+    assert changing.client.post("/predict", json=body).json["prediction"] == before["prediction"]
+
+
+@pytest.mark.parametrize("by_path", [True, False])
+def test_a_reload_of_what_is_not_there_is_404(web: Any, by_path: bool) -> None:
+    assert reload(web, "nobody", by_path).json["code"] == "model_not_found"
+    response = reload(web, "alpha", by_path, version="9.9.9")
+    assert (response.status_code, response.json["code"]) == (404, "version_not_found")
+    assert web.client.post("/api/ml/models/reload", json={}).status_code == 400
+
+
+def test_no_request_fails_or_sees_half_a_model_while_models_are_reloaded(
+    changing: Any, group_writer: Callable[..., None]
+) -> None:
+    name, client = changing.directory.name, changing.client
+    body = {"symbol": "BTCUSDT", "features": ROW, "model_name": name}
+    first = client.post("/predict", json=body).json
+    seen: list[Any] = []
+    is_over = threading.Event()
+
+    def ask(path: str) -> None:
+        while not is_over.is_set():
+            response = client.post(path, json=body)
+            seen.append((response.status_code, response.json.get("model_version"), response.json.get("prediction")))
+
+    threads = [threading.Thread(target=ask, args=(path,)) for path in ("/predict", "/predict?flask=1")]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 30
+    while not seen:
+        assert time.monotonic() < deadline
+    for seed in range(20, 25):
+        group_writer(changing.directory, "BTCUSDT_ret_1h", seed=seed)
+        assert reload(changing, name).status_code == 200
+        assert reload(changing, name).status_code == 200
+    is_over.set()
+    for thread in threads:
+        thread.join(60)
+    predictions = {version: prediction for _, version, prediction in seen if version}
+    assert {status for status, _, _ in seen} == {200}
+    assert all(prediction == predictions[version] for _, version, prediction in seen)
+    assert first["model_version"] in predictions
+    assert len({str(prediction) for prediction in predictions.values()}) == len(predictions) > 1
