@@ -332,6 +332,9 @@ def test_changes_answer_as_described(
     tensor = {"name": f"{model['model_name']}.ETHUSDT"}
     done("v2_unload", Ask(tensor))
     done("v2_model_ready", Ask(tensor, status=503))
+    done("v2_infer", Ask(tensor, json=INFER, status=503))
+    done("predict", Ask(json={**PREDICT, **model, "symbol": "ETHUSDT"}, status=503))
+    done("invoke_model", Ask({"model_name": tensor["name"]}, json=TABLE, status=503))
     done("v2_load", Ask(tensor))
     done("v2_unload", Ask({"name": "none"}, status=404))
     done("remove_model", Ask(model, status=204))

@@ -7,6 +7,7 @@ from mmserver import errors
 from mmserver.web.api_description import open_inference_answers as bodies
 from mmserver.web.api_description.operations import (
     JSON,
+    OF_A_PREDICTOR,
     OF_STORED_DATA,
     Answer,
     Body,
@@ -22,7 +23,7 @@ _OF_A_NAME = (
     errors.ModelNotFound, errors.VersionNotFound, errors.SymbolNotFound, errors.SymbolAmbiguous, errors.GroupRefused,
     errors.GroupHasNoModel, errors.SymbolArchived, *OF_STORED_DATA,
 )  # fmt: skip
-_OF_A_PREDICTOR = (*_OF_A_NAME, errors.PredictorUnloadable)
+_OF_A_PREDICTOR = (*_OF_A_NAME, *OF_A_PREDICTOR)
 _OF_AN_INFERENCE = (
     *_OF_A_PREDICTOR, errors.TooManyRows, errors.FeaturesInvalid, errors.PredictionNotFinite, errors.PredictionFailed, errors.CrossSite,
 )  # fmt: skip

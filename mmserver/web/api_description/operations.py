@@ -86,8 +86,12 @@ ANYWHERE: tuple[AnyError, ...] = (errors.HostUnknown, errors.DeadlinePassed, err
 """What any request may be answered with, whatever it asks for."""
 OF_A_QUERY: tuple[AnyError, ...] = (errors.RequestInvalid,)
 OF_A_BODY: tuple[AnyError, ...] = (errors.RequestInvalid, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE)
-OF_STORED_DATA: tuple[AnyError, ...] = (errors.DatabaseBusy, errors.DatabaseCorrupt, errors.BlobCorrupt)
+OF_STORED_DATA: tuple[AnyError, ...] = (
+    errors.DatabaseBusy, errors.DatabaseCorrupt, errors.BlobCorrupt, errors.BlobNotFound
+)  # fmt: skip
 """Where the database is read."""
+OF_A_PREDICTOR: tuple[AnyError, ...] = (errors.GroupHasNoModel, errors.PredictorUnloadable, errors.NotReady)
+"""Where a model is run, or loaded to be run."""
 OF_A_CHANGE: tuple[AnyError, ...] = (
     errors.ReadOnly, errors.CrossSite, errors.DatabaseBusy, errors.DatabaseCorrupt, errors.WritesStopped, errors.DiskFull,
     errors.ModelChanged,

@@ -2,16 +2,16 @@
 
 from mmserver import errors
 from mmserver.web.api_description import prediction_bodies as bodies
-from mmserver.web.api_description.operations import AS_OF, OF_STORED_DATA, Answer, Body, Operation
+from mmserver.web.api_description.operations import AS_OF, OF_A_PREDICTOR, OF_STORED_DATA, Answer, Body, Operation
 from mmserver.web.prediction_bodies import BatchBody, PredictBody
 
 PREDICTION = "Prediction"
 
 REFUSED_ITEM = (
     errors.ModelNotFound, errors.VersionNotFound, errors.SymbolNotFound, errors.SymbolAmbiguous, errors.SymbolArchived,
-    errors.GroupHasNoModel, errors.GroupRefused, errors.ModelAmbiguous, errors.FieldsInvalid, errors.FeaturesInvalid,
-    errors.NotExplainable, errors.NotInterpretable, errors.PredictorUnloadable, errors.PredictionNotFinite,
-    errors.PredictionFailed,
+    errors.GroupRefused, errors.ModelAmbiguous, errors.FieldsInvalid, errors.FeaturesInvalid,
+    errors.NotExplainable, errors.NotInterpretable, errors.PredictionNotFinite,
+    errors.PredictionFailed, *OF_A_PREDICTOR,
 )  # fmt: skip
 _OF_A_PREDICTION = (*REFUSED_ITEM, errors.TooManyRows, errors.CrossSite, *OF_STORED_DATA)
 _OF_A_BATCH = (errors.FieldsInvalid, errors.TooManyRows, errors.CrossSite, *OF_STORED_DATA)

@@ -4,7 +4,16 @@ from typing import Any
 
 from mmserver import errors
 from mmserver.web.api_description import scoring_bodies as bodies
-from mmserver.web.api_description.operations import AS_OF, JSON, OF_STORED_DATA, Answer, AnyOf, Body, Operation
+from mmserver.web.api_description.operations import (
+    AS_OF,
+    JSON,
+    OF_A_PREDICTOR,
+    OF_STORED_DATA,
+    Answer,
+    AnyOf,
+    Body,
+    Operation,
+)
 from mmserver.web.invocations import CSV_MEDIA_TYPE, PARQUET_MEDIA_TYPE
 
 SCORING = "Scoring protocol"
@@ -19,7 +28,7 @@ _TABLE = Body(
 )
 _OF_A_TABLE = (
     errors.ModelNotFound, errors.VersionNotFound, errors.SymbolNotFound, errors.SymbolAmbiguous, errors.SymbolArchived,
-    errors.GroupRefused, errors.GroupHasNoModel, errors.FeaturesInvalid, errors.TooManyRows, errors.PredictorUnloadable,
+    errors.GroupRefused, errors.FeaturesInvalid, errors.TooManyRows, *OF_A_PREDICTOR,
     errors.PredictionNotFinite, errors.PredictionFailed, errors.CrossSite, *OF_STORED_DATA,
 )  # fmt: skip
 _SHARED: dict[str, Any] = {
