@@ -16,7 +16,7 @@ import msgspec
 
 from benchmarks.peer_servers.exact_engine import load
 from mmserver.server.connections import Channel
-from mmserver.server.http_server import HttpServer, Limits
+from mmserver.server.http_server import HttpServer, InlineAnswerer, Limits
 from mmserver.server.pool import Pool
 from mmserver.server.requests import Request
 
@@ -43,17 +43,24 @@ def application(predicted: Callable[[list[float]], float]) -> Callable[..., Iter
     return answer
 
 
-def answer_inline(channel: Channel, _request: Request) -> bool:
+class Everything(InlineAnswerer):
     """Every request is answered by the I/O thread, by the application."""
-    channel.answer_first()
-    return True
+
+    def knows(self, request: Request) -> bool:
+        """All of them."""
+        return True
+
+    def answer(self, channel: Channel, request: Request) -> bool:
+        """By a task of waitress's, as a thread of the pool would."""
+        channel.service()
+        return True
 
 
 def main() -> None:
     """Serve until the process is ended."""
     with socket.create_server(("127.0.0.1", int(sys.argv[2])), backlog=1024) as listener:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # mmserver keeps its Python on one CPU, too
-        server = HttpServer(application(load(Path(sys.argv[1]))), listener, Pool(1, 1), Limits(), answer_inline)
+        server = HttpServer(application(load(Path(sys.argv[1]))), listener, Pool(1, 1), Limits(), Everything())
         while True:
             server.turn(1.0)
 
