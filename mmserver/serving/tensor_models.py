@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 
 from mmserver.catalog import history
@@ -33,7 +34,9 @@ class TensorModel:
         return self.resolved.version
 
 
-def find_tensor_model(serving: Serving, name: str, version: str | None = None) -> TensorModel:
+def find_tensor_model(
+    serving: Serving, name: str, version: str | None = None, as_of: datetime | None = None
+) -> TensorModel:
     """The group that a name means: `{model}.{symbol}`, `{model}` of one group, or `{model}.{group_key}`.
 
     The model that is found bears its own name: the symbol as the artifacts write it, and `{model}` only if that was asked.
@@ -43,9 +46,9 @@ def find_tensor_model(serving: Serving, name: str, version: str | None = None) -
         GroupHasNoModel: there is nothing that could predict.
     """
     try:
-        resolved = resolve_name(serving, name, version)
+        resolved = resolve_name(serving, name, version, as_of)
     except (SymbolNotFound, SymbolAmbiguous):
-        found = _find_by_group_key(serving, name, version)
+        found = _find_by_group_key(serving, name, version, as_of)
         if found is None:
             raise
         resolved = found
@@ -100,11 +103,11 @@ def _answered_name(asked: str, resolved: Resolved) -> str:
     return asked if is_models or resolved.group.symbol == ALL_SYMBOLS else own_name(resolved.version, resolved.group)
 
 
-def _find_by_group_key(serving: Serving, name: str, version: str | None) -> Resolved | None:
+def _find_by_group_key(serving: Serving, name: str, version: str | None, as_of: datetime | None) -> Resolved | None:
     model_name, group_key = split_name(serving.store.catalog.models, name)
     if group_key is None:
         return None
-    found = history.resolve_version(serving.store, model_name, version)
+    found = history.resolve_version(serving.store, model_name, version, as_of)
     group = found.groups.get(group_key)
     return Resolved(found, group) if group is not None else None
 

@@ -23,7 +23,7 @@ from mmserver.web.current import current_serving, current_store
 from mmserver.web.framing import REQUEST_ID_KEY
 from mmserver.web.open_inference_bodies import BINARY_MEDIA_TYPE, HEADER_LENGTH, InferAnswer, packed_body, plain_body
 from mmserver.web.open_inference_infer import MIN_PACKED_BYTES, infer
-from mmserver.web.requests import Body, body_from_bytes
+from mmserver.web.requests import Body, body_from_bytes, query_time
 from mmserver.web.responses import JSON_MEDIA_TYPE, json_response
 
 SERVER_NAME = "mmserver"
@@ -65,7 +65,7 @@ def get_models() -> flask.Response:
 
 def get_model(name: str, version: str | None = None) -> flask.Response:
     """What it takes and gives."""
-    found = find_tensor_model(current_serving(), name, version)
+    found = _asked_model(name, version)
     described = _described(current_serving(), found)
     records = history.list_versions(current_store(), found.version.model_name, MAX_VERSIONS)
     return json_response(
@@ -84,7 +84,7 @@ def get_model(name: str, version: str | None = None) -> flask.Response:
 
 def get_config(name: str, version: str | None = None) -> flask.Response:
     """The same in the terms of a model configuration; the rows are a dimension of the tensors, not a batch."""
-    found = find_tensor_model(current_serving(), name, version)
+    found = _asked_model(name, version)
     described = _described(current_serving(), found)
     return json_response(
         {
@@ -125,7 +125,7 @@ def get_config(name: str, version: str | None = None) -> flask.Response:
 def get_model_ready(name: str, version: str | None = None) -> flask.Response:
     """200 if it predicts: a model that is not loaded yet is loaded to find out."""
     serving = current_serving()
-    found = find_tensor_model(serving, name, version)
+    found = _asked_model(name, version)
     try:
         serving.loaded(found.resolved)
     except MmserverError as error:
@@ -138,7 +138,7 @@ def post_infer(name: str, version: str | None = None) -> flask.Response:
     """Predictions for the rows in the body."""
     request = flask.request
     serving = current_serving()
-    found = find_tensor_model(serving, name, version)
+    found = _asked_model(name, version)
     request_id = str(request.environ.get(REQUEST_ID_KEY, "-"))
     answer = infer(serving, found, _plain_request_body(), request.headers.get(HEADER_LENGTH), request_id)
     return _infer_response(answer)
@@ -216,7 +216,7 @@ def get_all_stats() -> flask.Response:
 def get_stats(name: str, version: str | None = None) -> flask.Response:
     """Statistics of one model, as this process has counted them."""
     serving = current_serving()
-    found = find_tensor_model(serving, name, version)
+    found = _asked_model(name, version)
     return json_response({"model_stats": [_stats(found, serving.statistics)]})
 
 
@@ -254,6 +254,11 @@ class _Described(msgspec.Struct, frozen=True):
     n_features: int
     outputs: tuple[OutputTensor, ...]
     properties: dict[str, str]
+
+
+def _asked_model(name: str, version: str | None) -> TensorModel:
+    """The model in the path, as `?as_of=` wants it."""
+    return find_tensor_model(current_serving(), name, version, query_time(flask.request, "as_of"))
 
 
 def _described(serving: Serving, found: TensorModel) -> _Described:

@@ -263,6 +263,25 @@ def test_a_version_may_be_named(web: Any) -> None:
     refused(post(web, {"inputs": [tensor()]}, f"/v2/models/{NAME}/versions/1/infer"), 404)
 
 
+def test_a_model_may_be_asked_as_it_was_at_a_time(changing: Any, group_writer: Callable[..., None]) -> None:
+    name = changing.directory.name
+    first = changing.store.model(name).serving
+    group_writer(changing.directory, "BTCUSDT_ret_1h", seed=5)
+    changing.client.post(f"/api/models/{name}/refresh")
+    second = changing.store.model(name).serving
+    path, body = f"/v2/models/{name}/infer", {"inputs": [tensor()]}
+    now = answer(post(changing, body, path))
+    then = answer(post(changing, body, path, query_string={"as_of": first.created_at.isoformat()}))
+    assert (now["model_version"], then["model_version"]) == (second.label, first.label)
+    assert now["outputs"] != then["outputs"]
+    assert then["outputs"] == answer(post(changing, body, f"/v2/models/{name}/versions/{first.label}/infer"))["outputs"]
+    metadata = changing.json(f"/v2/models/{name}?as_of={first.created_at.isoformat().replace('+', '%2B')}")
+    assert metadata["properties"]["version"] == first.label
+    assert metadata["versions"] == [second.label, first.label]
+    refused(changing.client.get(f"/v2/models/{name}?as_of=2001-01-01T00:00:00Z"), 404)
+    refused(changing.client.get(f"/v2/models/{name}?as_of=yesterday"))
+
+
 # --- inference in binary ----------------------------------------------------------------------------------------------
 
 
