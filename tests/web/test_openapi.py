@@ -209,7 +209,7 @@ READS: dict[str, list[Ask]] = {
     "v2_live": [Ask()],
     "v2_ready": [Ask()],
     "v2_models": [Ask()],
-    "v2_model": [Ask(TENSOR), Ask({"name": "none"}, status=404), Ask({"name": "alpha.none"}, status=404)],
+    "v2_model": [Ask(TENSOR), Ask(TENSOR, {"as_of": "yesterday"}, status=400), Ask({"name": "none"}, status=404), Ask({"name": "alpha.none"}, status=404)],
     "v2_model_of_version": [Ask(TENSOR_VERSION), Ask({**TENSOR, "version": "none"}, status=404)],
     "v2_model_ready": [Ask(TENSOR), Ask({"name": "alpha.SOLUSDT"}, status=404)],
     "v2_model_ready_of_version": [Ask(TENSOR_VERSION)],

@@ -6,6 +6,7 @@ from typing import Any
 from mmserver import errors
 from mmserver.web.api_description import open_inference_answers as bodies
 from mmserver.web.api_description.operations import (
+    AS_OF,
     JSON,
     OF_A_PREDICTOR,
     OF_STORED_DATA,
@@ -35,9 +36,17 @@ tensor's bytes. The body may be compressed with gzip or deflate.
 
 
 def _with_and_without_version(
-    method: str, end: str, name: str, summary: str, *, answers: tuple[Answer, ...], **more: Any
+    method: str,
+    end: str,
+    name: str,
+    summary: str,
+    *,
+    answers: tuple[Answer, ...],
+    parameters: tuple[Parameter, ...] = (),
+    **more: Any,
 ) -> Iterator[Operation]:
     """The same for what is served and for a version that is named in the path."""
+    more["parameters"] = (AS_OF, *parameters)
     served = f"/v2/models/<name>{end}"
     yield Operation(method, served, name, OPEN_INFERENCE, summary, answers, **more)
     versioned = f"/v2/models/<name>/versions/<version>{end}"
