@@ -153,7 +153,7 @@ def rows_from_tensors(
         `features` n × n_features, the others n or n × 1. Returns n × n_features, C-contiguous.
 
     Raises:
-        RequestInvalid: an input is unknown, missing, there twice or of another shape; a value is infinite or beyond
+        RequestInvalid: an input is unknown, missing, there twice or of another shape; there are no rows; a value is infinite or beyond
             float32; a value is missing and the model does not know such.
     """
     is_a_factor = n_features == 1 and FEATURES in factors
@@ -161,6 +161,8 @@ def rows_from_tensors(
         rows = _whole_rows(tensors[0], n_features)
     else:
         rows = _rows_by_factor(tensors, factors, n_features)
+    if not len(rows):
+        refuse_tensor(tensors[0].name, "has no rows")
     _check_finite(rows, tensors, accepts_missing=accepts_missing)
     return rows
 

@@ -429,6 +429,7 @@ GOOD = '{"name":"features","shape":[1,3],"datatype":"FP32","data":[1,2,3]}'
         pytest.param('{"inputs":[' + GOOD.replace("[1,3]", "[1.0,3]") + "]}", id="fractional dimension"),
         pytest.param('{"inputs":[' + GOOD.replace("[1,3]", '["1",3]') + "]}", id="dimension as text"),
         pytest.param('{"inputs":[' + GOOD.replace("[1,3]", "[true,3]") + "]}", id="dimension as flag"),
+        pytest.param('{"inputs":[' + GOOD.replace("[1,3]", "[0,3]").replace("[1,2,3]", "[]") + "]}", id="no rows"),
         pytest.param('{"inputs":[' + GOOD.replace("[1,3]", "[3]") + "]}", id="one dimension"),
         pytest.param('{"inputs":[' + GOOD.replace("[1,3]", "[3,1]") + "]}", id="wrong dimension"),
         pytest.param('{"inputs":[' + GOOD.replace("[1,3]", "[]") + "]}", id="no dimension"),
