@@ -70,6 +70,9 @@ class RowLayout:
         if isinstance(features, dict):
             self._check_names(features)
             values: Sequence[Any] = self._values_of(features)
+            with_missing = self._row_with_missing(values)
+            if with_missing is not None:
+                return with_missing
             return self._slow_row(values, [f"features.{name}" for name in self.factors])
         where = "features"
         if features and all(isinstance(row, list | tuple) for row in features):
@@ -84,6 +87,9 @@ class RowLayout:
         if len(features) != self.width:
             reason = f"{self.width} features are expected, found {len(features)}"
             raise FeaturesInvalid(reason=reason, errors=[{"loc": where, "msg": reason}])
+        with_missing = self._row_with_missing(features)
+        if with_missing is not None:
+            return with_missing
         return self._slow_row(features, [f"{where}[{dim}]" for dim in range(self.width)])
 
     def rows(self, rows: np.ndarray[Any, Any]) -> FloatRows:
@@ -129,6 +135,17 @@ class RowLayout:
         raise FeaturesInvalid(
             reason=f"the features do not fit the model's: {', '.join(counted)}", errors=told[:MAX_TOLD]
         )
+
+    def _row_with_missing(self, values: Sequence[Any]) -> FloatRows | None:
+        """The row if all that keeps it from being plain is that some values are missing, and the model takes that; else None."""
+        if not self.accepts_missing or bool in map(type, values):
+            return None
+        try:
+            packed = self._pack(*[math.nan if value is None else value for value in values])
+        except _BAD_VALUES:
+            return None
+        row: FloatRows = np.ndarray(self._shape, _FLOAT32, bytearray(packed))
+        return None if np.isinf(row).any() else row
 
     def _slow_row(self, values: Sequence[Any], places: Sequence[str]) -> FloatRows:
         """As `plain_row`, where something is missing or wrong; says what."""
