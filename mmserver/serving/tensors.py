@@ -153,8 +153,8 @@ def rows_from_tensors(
         `features` n × n_features, the others n or n × 1. Returns n × n_features, C-contiguous.
 
     Raises:
-        RequestInvalid: an input is unknown, missing, there twice or of another shape; there are no rows; a value is infinite or beyond
-            float32; a value is missing and the model does not know such.
+        RequestInvalid: an input is unknown, missing, there twice or of another shape; there are no rows; a value is
+            infinite or beyond float32; a value is missing and the model does not know such.
     """
     is_a_factor = n_features == 1 and FEATURES in factors
     if len(tensors) == 1 and tensors[0].name == FEATURES and not is_a_factor:
