@@ -23,6 +23,7 @@ from mmserver.catalog.ingest import INGEST_GROUPS, IngestOutcome, IngestRequest,
 from mmserver.errors import ArtifactInvalid
 from mmserver.plugin_loading import load_plugins
 from mmserver.sandbox.pool import Sandbox
+from mmserver.serving.interpretation import load_interpreter
 from mmserver.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,10 +88,11 @@ def test_the_hooks_table_is_what_hookspecs_says() -> None:
     for name, hook in vars(hookspecs).items():
         if not name.startswith("mmserver_"):
             continue
-        signature = f"{name}{inspect.signature(hook)}".replace("'", "").replace("mmserver.formats.", "")
+        signature = f"{name}{inspect.signature(hook)}".replace("'", "")
+        signature = signature.replace("mmserver.formats.", "").replace("typing.", "")
         signature = signature.replace("|", r"\|")
         rows.append(f"| `{signature}` | {' '.join(str(inspect.getdoc(hook)).split())} |")
-    assert len(rows) == 7
+    assert len(rows) == 8
     start = GUIDE.read_text().index("| hook | what it gives |")
     assert GUIDE.read_text()[start:].split("\n\n")[0].splitlines()[2:] == rows
 
@@ -122,6 +124,20 @@ def test_the_guide_s_own_test_passes(plugins_dir: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert f"{len(format_contract.CHECKS)} passed" in done.stdout
+
+
+def test_the_guide_s_interpreter_says_what_two_quantiles_mean(tmp_path: Path) -> None:
+    (text,) = [text for name, text in blocks("python") if name == "quantile_band.py"]
+    (tmp_path / "quantile_band.py").write_text(text)
+    plugins = load_plugins(tmp_path)
+    model = mmserver.ModelFile(
+        kind="xgboost", content=b"", n_features=3, n_outputs=2, objective="reg:quantileerror", library_version="3.2.0"
+    )
+    assert plugins.load_interpreter(model, {"quantiles": [0.5]}) is None
+    interpreter = load_interpreter(model, {"quantiles": [0.1, 0.9]}, {"margin": 2, "prediction": 2}, plugins)
+    rows = np.array([[0.5, 2.0], [-2.0, -0.5], [-1.0, 1.0], [0.25, 1.0]], np.float32)
+    decisions = interpreter.decide({"prediction": rows}, 0.25)
+    assert [decision.direction for decision in decisions] == ["BUY", "SELL", "HOLD", "HOLD"]
 
 
 # --- the example ------------------------------------------------------------------------------------------------------
