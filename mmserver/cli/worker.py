@@ -33,9 +33,8 @@ def main() -> None:
             main=(socket.socket(fileno=post.listener_fd),),
             probe=None if post.probe_fd is None else socket.socket(fileno=post.probe_fd),
         )
-        serve_here(
-            settings, listeners, Place(Board(post.board_fd, settings.workers), post.slot, is_one_of_several=True)
-        )
+        place = Place(Board(post.board_fd, settings.workers), post.slot, post.cpu, is_one_of_several=True)
+        serve_here(settings, listeners, place)
     except MmserverError as error:
         log.error("%s", error)
         sys.exit(exit_code(error))

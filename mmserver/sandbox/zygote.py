@@ -52,6 +52,9 @@ def main() -> None:
     """Load the handlers, say so, and serve jobs until the server goes."""
     # The default action of SIGALRM is to end the process, whatever an import is stuck in.
     signal.alarm(SETUP_LIMIT_S)
+    # The thread that started this may be kept on one CPU; the main thread of the server is not.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
