@@ -4,6 +4,7 @@ A latency counts from the moment at which the request was due. A client that wai
 is slow, and so measure least where it hurts most. Arrivals are a Poisson process, the same one for the same seed.
 """
 
+import contextlib
 import gc
 import json
 import random
@@ -62,13 +63,18 @@ class _Connection:
         return self.socket.fileno()
 
     def send(self, request: bytes, due_s: float) -> None:
+        """Send it; that the server has closed the connection is found by `receive`."""
         self.due_s = due_s
         self._received = b""
-        self.socket.sendall(request)
+        with contextlib.suppress(ConnectionError):
+            self.socket.sendall(request)
 
     def receive(self) -> int | None:
         """The status, once the whole answer is here; 0 where the server has closed the connection."""
-        more = self.socket.recv(RECEIVE_BYTES)
+        try:
+            more = self.socket.recv(RECEIVE_BYTES)
+        except ConnectionError:
+            return 0
         self._received += more
         if not more:
             return 0
@@ -109,10 +115,10 @@ def _offer(asked: Asked, rate_per_s: float, duration_s: float, seed: int) -> Off
             latencies.append(time.perf_counter() - connection.due_s)
             n_failed += status != 200
             busy.discard(connection)
-            if status:
-                idle.append(connection)
-            else:
-                idle.append(_Connection((str(address.hostname), address.port or 80)))
+            if not status:
+                connection.socket.close()
+                connection = _Connection((str(address.hostname), address.port or 80))  # noqa: PLW2901 (in its place)
+            idle.append(connection)
     took_s = time.perf_counter() - started_s
     return Offered(
         offered_per_s=n_requests / duration_s,

@@ -42,6 +42,9 @@ class Answering(http.server.BaseHTTPRequestHandler):
             self.server.n_asked += 1
             if self.server.n_asked == 3:
                 time.sleep(STALL_S)
+        if body == b"dropped":
+            self.close_connection = True
+            return
         self.send_response(200 if body != b"refused" else 503)
         self.send_header("Content-Length", "2")
         self.end_headers()
@@ -74,8 +77,9 @@ def test_an_open_loop_counts_what_requests_waited_for_while_the_server_stalled(s
     assert server.bodies == {b"\x00\n\xff"}
 
 
-def test_an_open_loop_counts_refusals(server: StallingServer) -> None:
-    found = offer(asked(server, b"refused"), rate_per_s=50, duration_s=0.5)
+@pytest.mark.parametrize("body", [b"refused", b"dropped"], ids=["refused", "dropped"])
+def test_an_open_loop_counts_requests_that_are_not_answered_well(server: StallingServer, body: bytes) -> None:
+    found = offer(asked(server, body), rate_per_s=50, duration_s=0.5)
     assert found.n_failed == found.n_requests > 0
 
 
