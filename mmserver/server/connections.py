@@ -147,7 +147,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         if not self.connected:
             return
         self.n_answered += 1
-        self.last_activity = self.idle_since = self.front.now
+        self.idle_since = self.front.now
         if sent < len(answer):
             self.write_soon(answer[sent:])
         with self.requests_lock:

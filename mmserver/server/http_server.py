@@ -30,6 +30,8 @@ SWEEP_S = 1.0
 CROWDED_IDLE_S = 1.0
 """How long a connection may be idle while others wait to be let in."""
 LET_GO_A_SWEEP = 64
+LET_IN_A_TURN = 64
+"""waitress lets in one a turn, and a turn answers everybody who is in already: the last of many would wait for all of that."""
 N_OWN = 2
 """What waitress counts as connections besides: the listening socket and its trigger."""
 REFUSAL_LOG_S = 10.0
@@ -107,7 +109,6 @@ class HttpServer:
             sockets=[listener],
             ident=None,
             clear_untrusted_proxy_headers=True,
-            channel_timeout=int(limits.idle_timeout_s),
             channel_request_lookahead=1,  # a connection whose request is being worked on is still watched: is its client there?
             connection_limit=limits.connection_limit + N_OWN,
             max_request_header_size=MAX_HEAD_BYTES,
@@ -119,6 +120,9 @@ class HttpServer:
             asyncore_use_poll=True,
         )
         self._server.channel_class = partial(Channel, self)
+        self._let_one_in = self._server.handle_accept
+        self._server.handle_accept = self._let_in
+        self._server.maintenance = lambda _now: None  # `_sweep` does more, by a clock that nobody sets
         self.wake: Callable[[], None] = self._server.pull_trigger
         """Ends the I/O thread's waiting; for other threads."""
         self._server.pull_trigger = self._pull_trigger
@@ -177,6 +181,14 @@ class HttpServer:
             self.n_errors += 1
 
     # --- parts ---
+
+    def _let_in(self) -> None:
+        """Let in who waits at the door, while there is room."""
+        for _ in range(LET_IN_A_TURN):
+            n_before = len(self._map)
+            self._let_one_in()
+            if len(self._map) == n_before or not self._server.readable():
+                return
 
     def _pull_trigger(self) -> None:
         """Wake the I/O thread, which need not be woken by itself."""
