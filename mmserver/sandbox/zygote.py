@@ -27,6 +27,8 @@ from mmserver.sandbox import frames
 from mmserver.sandbox.hardening import Hardener, set_not_dumpable
 from mmserver.sandbox.level import probes
 
+NICENESS = 10
+"""Whoever asks for a prediction does not wait for somebody's files to be read."""
 SETUP_LIMIT_S = 120
 """The zygote ends if its handlers' imports take longer, also when the server that would notice is gone."""
 MAX_SETUP_BYTES = 16 << 20
@@ -55,6 +57,7 @@ def main() -> None:
     # The thread that started this may be kept on one CPU; the main thread of the server is not.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
+    os.nice(NICENESS)
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)

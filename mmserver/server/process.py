@@ -17,12 +17,12 @@ import flask
 
 from mmserver.app import RUNTIME_KEY, Runtime, create_app
 from mmserver.server.board import Board, Status
-from mmserver.server.cpus import keep_this_thread_on
 from mmserver.server.http_server import HttpServer, Limits
 from mmserver.server.inline import InlineAnswers
 from mmserver.server.pool import Pool
 from mmserver.server.probes import probe_server
 from mmserver.server.sockets import Listeners
+from mmserver.serving.cpus import keep_this_thread_on, put_this_thread_first
 from mmserver.settings import Settings
 from mmserver.web.current import QUICK_KEY
 
@@ -75,6 +75,7 @@ def serve_app(app: flask.Flask, settings: Settings, listener: socket.socket, pla
 
     def run() -> None:
         keep_this_thread_on(place.cpu)
+        put_this_thread_first()
         beat = Beat(place, server)
         while not stopping.is_set():
             server.turn(LOOP_S)

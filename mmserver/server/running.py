@@ -1,10 +1,10 @@
 """Running the application: in this process, or in several that share an address."""
 
 from mmserver.server.board import Board
-from mmserver.server.cpus import cpus_for
 from mmserver.server.process import Place, serve_here
 from mmserver.server.sockets import Listeners
 from mmserver.server.workers import supervise
+from mmserver.serving.cpus import cpus_for
 from mmserver.settings import Settings
 
 

@@ -15,10 +15,10 @@ import msgspec
 
 from mmserver.app import open_store
 from mmserver.server.board import Board
-from mmserver.server.cpus import cpus_for
 from mmserver.server.post import Post
 from mmserver.server.process import GRACE_S, announce, stop_on_signals
 from mmserver.server.sockets import Listeners
+from mmserver.serving.cpus import cpus_for
 from mmserver.settings import Settings
 from mmserver.storage.data_dir import DataDir
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from mmserver.formats import FloatRows, ModelFile, Predictor
 from mmserver.plugin_loading import Plugins
+from mmserver.serving.cpus import beside_python
 from mmserver.trees.exact import EXACT, exact_from_model_file, is_proven_exact
 
 TREES = "xgboost"
@@ -82,7 +83,8 @@ class LibraryEngine:
 
     def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
         """What the predictor gives."""
-        return self._predictor.predict(rows)
+        with beside_python():
+            return self._predictor.predict(rows)
 
     def contributions(self, rows: FloatRows) -> FloatRows:
         """What the predictor gives, if it can."""
@@ -124,7 +126,8 @@ class ExactEngine:
         if library is None:
             return self._exact.margins(rows)
         only_margins: Callable[[FloatRows], FloatRows] | None = getattr(library, "margins", None)
-        margins = only_margins(rows) if only_margins is not None else library.predict(rows)["margin"]
+        with beside_python():
+            margins = only_margins(rows) if only_margins is not None else library.predict(rows)["margin"]
         if margins.shape != (len(rows), self._exact.n_outputs):
             raise ValueError(f"{TREES} gives margins of {margins.shape} for {len(rows)} rows")
         return margins
@@ -163,5 +166,6 @@ def _contributions(predictor: Predictor, name: str, rows: FloatRows) -> FloatRow
     explain: Any = getattr(predictor, "contributions", None)
     if explain is None:
         raise NotImplementedError(f"{name} cannot say what moved a prediction")
-    contributions: FloatRows = explain(rows)
+    with beside_python():
+        contributions: FloatRows = explain(rows)
     return contributions
