@@ -19,7 +19,7 @@ from waitress.server import create_server
 from mmserver.errors import QueueFull
 from mmserver.server.connections import Channel, Overdue
 from mmserver.server.pool import Pool
-from mmserver.server.requests import MAX_HEAD_BYTES, Request
+from mmserver.server.requests import MAX_HEAD_BYTES, KnownHeads, Request
 from mmserver.settings import Settings
 from mmserver.web.framing import RequestIds
 
@@ -88,7 +88,7 @@ class HttpServer:
         self.pool = pool
         self.request_ids = RequestIds()
         trusted_hosts = frozenset(host.lower() for host in limits.trusted_hosts)
-        self.new_request = partial(Request, limits.max_body_bytes, trusted_hosts)
+        self.new_request = partial(Request, limits.max_body_bytes, trusted_hosts, KnownHeads())
         self.is_stopping = False
         self.now = time.monotonic()
         self.n_requests = 0

@@ -6,7 +6,9 @@ from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any
 
+from waitress.buffers import OverflowableBuffer
 from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.receiver import FixedStreamReceiver
 
 from mmserver.errors import HostUnknown, MmserverError
 from mmserver.server.refusals import RequestRefused
@@ -14,6 +16,14 @@ from mmserver.server.refusals import RequestRefused
 MAX_HEAD_BYTES = 16 << 10
 MAX_URI_BYTES = 8 << 10
 MAX_FIELDS = 100
+_MAX_KNOWN_HEADS = 512
+_MAX_KNOWN_BYTES = 2 << 10
+FIELDS_OF_HEAD = (
+    *("first_line", "command", "request_uri", "version", "headers"),
+    *("proxy_scheme", "proxy_netloc", "path", "query", "fragment", "url_scheme"),
+    *("connection_close", "expect_continue", "content_length"),
+)
+"""All that the parser learns from a head, its receiver of the body apart."""
 
 _ODD = re.compile(rb"[^\t\r\n\x20-\x7e\x80-\xff]|\r\n[ \t]|(?<!\r)\n|\r(?=[^\n])")
 """Control characters, folded lines, and line ends that are only half of one."""
@@ -21,6 +31,30 @@ _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n(?!.*\r\nt
 _OTHER_CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*(?!chunked\b)[a-z]")
 """Which waitress refuses as not implemented."""
 _HOST = re.compile(r"([A-Za-z0-9._~%!$&'()*+;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+
+
+class KnownHeads:
+    """What heads say that were read before: a client sends the same one again and again; reading it costs half a prediction.
+
+    The same bytes are the same head. Only those whose body, if any, has a length are kept.
+    """
+
+    def __init__(self) -> None:
+        self._fields_by_head: dict[bytes, dict[str, Any]] = {}
+
+    def find(self, head: bytes) -> dict[str, Any] | None:
+        """The fields that reading it would give; the headers are the caller's own."""
+        fields = self._fields_by_head.get(head)
+        return None if fields is None else fields | {"headers": fields["headers"].copy()}
+
+    def keep(self, head: bytes, request: "Request") -> None:
+        """Remember a head that was read without fault."""
+        if len(head) > _MAX_KNOWN_BYTES or request.chunked or request.expect_continue:
+            return
+        if len(self._fields_by_head) >= _MAX_KNOWN_HEADS:
+            self._fields_by_head.clear()
+        fields = {name: getattr(request, name) for name in FIELDS_OF_HEAD}
+        self._fields_by_head[head] = fields | {"headers": request.headers.copy()}
 
 
 class Request(HTTPRequestParser):  # type: ignore[misc]
@@ -35,13 +69,14 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
     error: Any
     """What waitress refuses it with, or one of ours (see `refusals.problem_from_refusal`)."""
 
-    def __init__(self, max_body_bytes: int, trusted_hosts: Collection[str], adj: Any) -> None:
+    def __init__(self, max_body_bytes: int, trusted_hosts: Collection[str], known_heads: KnownHeads, adj: Any) -> None:
         super().__init__(adj)
         self.begun_at = time.monotonic()
         self.completed_at = 0.0
         self.n_received = 0
         self._max_body_bytes = max_body_bytes
         self._trusted_hosts = trusted_hosts
+        self._known_heads = known_heads
         self._refusal: RequestRefused | MmserverError | None = None
 
     def received(self, data: bytes) -> int:
@@ -61,11 +96,18 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
 
     def parse_header(self, header_plus: bytes) -> None:
         """Called once by waitress with the whole head."""
+        known = self._known_heads.find(header_plus)
+        if known is not None:
+            self.__dict__.update(known)
+            if self.content_length:
+                self.body_rcv = FixedStreamReceiver(self.content_length, OverflowableBuffer(self.adj.inbuf_overflow))
+            return
         try:
             self._parse_strictly(header_plus)
         except (RequestRefused, HostUnknown) as refusal:
             self._refusal = refusal
             raise ParsingError("refused") from refusal
+        self._known_heads.keep(header_plus, self)
 
     def body(self) -> bytes:
         """The whole body, which stays there to be read again."""
