@@ -53,7 +53,10 @@ for ((i = 0; i < ${#settings_flags[@]}; i++)); do
     if [ "${settings_flags[i]}" = --config ]; then config_flags=(--config "${settings_flags[i + 1]}"); fi
 done
 data_flags=(--data-dir "$data_dir" ${config_flags[@]+"${config_flags[@]}"})
-if [ -n "$demo" ]; then "$mmserver" demo "$data_dir/demo" --register "${data_flags[@]}"; fi
+if [ -n "$demo" ]; then
+    "$mmserver" demo "$data_dir/demo" --register "${data_flags[@]}"
+    if [ "$port" != 0 ]; then echo "to try:  curl $url/predict -d @$(printf %q "$data_dir/demo/requests/SP500.json")"; fi
+fi
 serve=("$mmserver" serve "${data_flags[@]}" --host "$host" --port "$port" ${serve_flags[@]+"${serve_flags[@]}"})
 
 if [ -z "$background" ]; then

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from mmserver.app import RUNTIME_KEY, create_app
 from mmserver.cli.main import main
 from mmserver.demo.directory import OWN_LIST, DemoResult, venue_files, write_demo
 from mmserver.demo.factors import factor_columns, forward_return
 from mmserver.demo.market_data import MarketSeries, load_market_series
 from mmserver.demo.training import HORIZON_DAYS, split_rows
 from mmserver.errors import DirectoryInvalid
+from mmserver.settings import Settings
 
 pytest.importorskip("arch")
 
@@ -144,6 +146,41 @@ def test_a_path_that_is_a_file_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(DirectoryInvalid, match="taken"):
         write(path)
+
+
+def test_every_request_is_answered_by_the_model_for_days_that_it_was_not_trained_on(
+    demo: DemoResult, sp500: MarketSeries, tmp_path: Path
+) -> None:
+    model = pickle.loads((demo.directory / "SP500_ret_5d_model.pkl").read_bytes())
+    requests = demo.directory / "requests"
+    rows = np.loadtxt(requests / "SP500.csv", delimiter=",", skiprows=1, dtype=np.float32)
+    expected = model.predict(rows).tolist()
+    days = np.column_stack(list(factor_columns(sp500).values()))[sp500.days <= np.datetime64("2016-12-31")][
+        -len(rows) :
+    ]
+    np.testing.assert_allclose(rows, days, rtol=1e-5)
+
+    assert run("models", "add", "demo", demo.directory, "--data-dir", tmp_path).exit_code == 0
+    app = create_app(Settings(data_dir=tmp_path, watch_enabled=False, sandbox_workers=1))
+    ask = app.test_client().post
+    try:
+        for name in ("SP500.json", "SP500_vector.json"):
+            answer = ask("/predict", data=(requests / name).read_bytes(), content_type="application/json")
+            assert answer.json["prediction"]["expected_return"] == expected[-1], name
+        batch = ask("/predict/batch", data=(requests / "batch.json").read_bytes(), content_type="application/json")
+        assert [item["symbol"] for item in batch.json["predictions"]] == ["SP500", "NASDAQ", "WTI", "VIX"]
+        assert batch.json["predictions"][0]["prediction"]["expected_return"] == expected[-1]
+        assert all("prediction" in item for item in batch.json["predictions"])
+        tensors = ask("/v2/models/demo.SP500/infer", data=(requests / "SP500_v2.json").read_bytes())
+        assert tensors.json["outputs"][0]["data"] == expected
+        table = ask(
+            "/models/demo.SP500/invocations", data=(requests / "SP500.csv").read_bytes(), content_type="text/csv"
+        )
+        assert table.json == {"predictions": expected}
+    finally:
+        app.extensions[RUNTIME_KEY].close()
+    told = run("predict", "demo", "SP500", "--features", requests / "SP500.csv", "--json", "--data-dir", tmp_path)
+    assert [json.loads(line)["prediction"]["expected_return"] for line in told.output.splitlines()] == expected
 
 
 def test_no_temporary_file_stays_behind(demo: DemoResult) -> None:

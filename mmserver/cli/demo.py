@@ -28,7 +28,8 @@ def demo(settings: Settings, directory: Path, retrain: bool, is_registered: bool
 
     S&P 500, NASDAQ, WTI crude and VIX come with the package `arch`; nothing is downloaded. What is there already
     stays as it is, and files that the demo did not write are never touched. The thresholds in venues/ are examples: real
-    turnover, scaled down by an invented share. Needs: pip install 'mmserver[demo]'.
+    turnover, scaled down by an invented share. In requests/ are bodies and rows to predict with. Needs:
+    pip install 'mmserver[demo]'.
     """
     result = _write(directory.absolute(), retrain=retrain)
     _print_result(result)
@@ -62,7 +63,8 @@ def _print_result(result: "DemoResult") -> None:
             f"{group.group_key:<15} {info['dim']} factors, trained {info['train_start']} to {info['train_end']};"
             f" in the {info['test_samples']} days after that: IC {metrics['ic']:+.3f}, hit rate {metrics['hit_rate']:.1%}"
         )
-    click.echo(f"written to {result.directory}; the thresholds in venues/ are examples, not market facts")
+    click.echo(f"written to {result.directory}; the thresholds in venues/ are examples, not market facts;")
+    click.echo("requests/ has the factors of each symbol's last days, to predict with")
 
 
 def _register(settings: Settings, directory: Path) -> None:

@@ -17,6 +17,8 @@ import msgspec
 import numpy as np
 
 from mmserver.demo.market_data import MarketSeries, load_market_series
+from mmserver.demo.requests import DIRECTORY as REQUESTS
+from mmserver.demo.requests import request_files, request_names
 from mmserver.demo.training import RETURN_NAME, FactorIc, TrainedGroup, train_group
 from mmserver.demo.venues import VENUE_SHARES, venue_rows
 from mmserver.errors import DirectoryInvalid
@@ -134,7 +136,8 @@ def _refuse_foreign_files(directory: Path, names: list[str], before: OwnList | N
 def _file_names(all_series: list[MarketSeries]) -> list[str]:
     keys = [f"{series.symbol}_{RETURN_NAME}" for series in all_series]
     of_groups = [f"{key}{suffix}" for key in keys for suffix in GROUP_SUFFIXES]
-    return [*of_groups, *(_venue_file(venue) for venue in VENUE_SHARES), VENUES_README_NAME]
+    of_requests = request_names([series.symbol for series in all_series])
+    return [*of_groups, *(_venue_file(venue) for venue in VENUE_SHARES), VENUES_README_NAME, *of_requests]
 
 
 def _contents(groups: list[TrainedGroup], all_series: list[MarketSeries]) -> Iterator[tuple[str, bytes]]:
@@ -147,6 +150,7 @@ def _contents(groups: list[TrainedGroup], all_series: list[MarketSeries]) -> Ite
     for venue, share in VENUE_SHARES.items():
         yield _venue_file(venue), pickle.dumps(venue_rows(all_series, share), protocol=PICKLE_PROTOCOL)
     yield VENUES_README_NAME, VENUES_README.encode()
+    yield from request_files(all_series)
 
 
 def _ic_csv(group: TrainedGroup) -> bytes:
@@ -163,7 +167,8 @@ def _venue_file(venue: str) -> str:
 
 def _write(directory: Path, own: OwnList, contents: Iterator[tuple[str, bytes]]) -> None:
     try:
-        (directory / "venues").mkdir(parents=True, exist_ok=True)
+        for folder in ("venues", REQUESTS):
+            (directory / folder).mkdir(parents=True, exist_ok=True)
         _replace(directory / OWN_LIST, msgspec.json.encode(own))
         for name, content in contents:
             _replace(directory / name, content)

@@ -1,6 +1,8 @@
 """The scripts in a copied checkout whose path has a space: from nothing to served demo models, and back."""
 
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -80,6 +82,9 @@ def test_one_command_serves_demo_models_and_another_stops_them(call: Call, tmp_p
     symbol = ask("/api/models/demo/symbols")["symbols"][0]["symbol"]
     assert ask(f"/api/models/demo/model/{symbol}")["payload"]["model_json"]
     assert ask("/api/venues")["items"]
+    [to_try] = re.findall(r"^to try:  (.+)$", started.stdout, re.MULTILINE)
+    predicted = subprocess.run(["bash", "-c", to_try], capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(predicted.stdout)["prediction"]["direction"] in {"BUY", "SELL"}
 
     again = call(*start, "--demo")
     assert (again.returncode, again.stderr) == (0, "")
