@@ -36,6 +36,10 @@ N_OWN = 2
 """What waitress counts as connections besides: the listening socket and its trigger."""
 REFUSAL_LOG_S = 10.0
 IDLE_TIMEOUT_S = 75.0
+READ_BYTES = 64 << 10
+"""What one turn takes from one connection: a batch of some hundred rows is there in two."""
+LARGE_BODY_BYTES = 1 << 20
+"""A longer body waits in a file until it is whole."""
 MAX_IN_MEMORY_BYTES = 256 << 20
 log = logging.getLogger(__name__)
 
@@ -114,6 +118,8 @@ class HttpServer:
             max_request_header_size=MAX_HEAD_BYTES,
             max_request_body_size=2 * limits.max_body_bytes
             + (1 << 20),  # with the framing of chunks; requests.py is exact
+            recv_bytes=READ_BYTES,
+            inbuf_overflow=LARGE_BODY_BYTES,
             outbuf_overflow=MAX_IN_MEMORY_BYTES,
             outbuf_high_watermark=MAX_IN_MEMORY_BYTES,
             log_socket_errors=False,
