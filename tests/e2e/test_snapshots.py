@@ -23,6 +23,7 @@ PATHS = (
     "/api/venues/gate-futures/quantiles",
     "/api/venues/gate-futures/quantiles/BTCUSDT",
 )
+PAGE_BYTES = 4096
 
 
 @pytest.fixture
@@ -112,7 +113,8 @@ def test_a_damaged_snapshot_is_named_and_not_served(
 ) -> None:
     path, _, _ = taken
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
+    for end in range(PAGE_BYTES, len(content) + 1, PAGE_BYTES):  # a single byte may be one that SQLite does not use
+        content[end - 1] ^= 0xFF
     path.write_bytes(content)
     found = mmserver("snapshot", "verify", path, check=False)
     assert (found.returncode, found.stdout) == (2, "")
