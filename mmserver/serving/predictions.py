@@ -27,10 +27,12 @@ from mmserver.serving.interpretation import decide
 from mmserver.serving.model_facts import training_date
 from mmserver.serving.predictors import LoadedModel, Predictors, checked_outputs
 from mmserver.serving.resolving import Resolved, Resolver
+from mmserver.serving.siblings import Siblings
 from mmserver.serving.statistics import Statistics
 from mmserver.serving.training_facts import accuracy
 from mmserver.serving.unloading import Unloading
 from mmserver.serving.warming import Warming
+from mmserver.trees.exact import EXACT
 
 __all__ = ["MAX_EXPLAINED_ROWS", "Asked", "Decision", "Features", "Prediction", "Resolved", "Serving"]
 
@@ -82,11 +84,12 @@ class _Item:
 class Serving:
     """What every protocol predicts through; safe for all threads."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, siblings: Siblings | None = None) -> None:
+        """`siblings`: what it shares with the other processes of the server, if there are any."""
         self.store = store
         self.predictors = Predictors(store)
-        self.unloading = Unloading(store, self.predictors)
-        self.statistics = Statistics()
+        self.unloading = Unloading(store, self.predictors, siblings.unloaded if siblings else None)
+        self.statistics = Statistics(siblings)
         self.warming = Warming(store, self.predictors)
         self._resolver = Resolver(store)
         self._dead_band = store.settings.dead_band
@@ -94,6 +97,11 @@ class Serving:
         self._model_infos: dict[tuple[int, int], tuple[LoadedModel, msgspec.Raw]] = {}
         self._id_prefix = secrets.token_hex(8)
         self._id_numbers = itertools.count()
+
+    def follow(self) -> None:
+        """Take over what the other processes of the server have unloaded, and tell them what this one has counted; called often."""
+        self.unloading.follow()
+        self.statistics.publish()
 
     def resolve(
         self, symbol: str | None, model_name: str | None, version: str | None = None, as_of: datetime | None = None
@@ -165,6 +173,8 @@ class Serving:
         try:
             outputs = loaded.engine.predict(row)
             ran_ns = time.perf_counter_ns()
+            if loaded.engine.name != EXACT:  # our own evaluator's are what they were at loading
+                outputs = checked_outputs(outputs, 1, group.group_key, loaded.outputs)
             for values in outputs.values():
                 if not math.isfinite(sum(values.tolist()[0])):  # as float64 it cannot overflow
                     raise _not_finite(group.group_key, outputs)

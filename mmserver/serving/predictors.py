@@ -370,11 +370,16 @@ def _timed_ns(engine: Engine, row: FloatRows) -> int:
 def checked_outputs(
     outputs: Mapping[str, FloatRows], n_rows: int, group_key: str, widths: Mapping[str, int] | None = None
 ) -> Mapping[str, FloatRows]:
-    """The same, if every output is a table of numbers with a line for each row, and as wide as `widths` says.
+    """The same in float32, if every output is a table of numbers with a line for each row, and as wide as `widths` says.
+
+    What float32 cannot hold becomes infinite, which is for the caller to refuse.
 
     Raises:
         PredictionFailed: it is not.
     """
+    if not isinstance(outputs, Mapping):
+        reason = f"its library gave {type(outputs).__name__}, where outputs by name should be"
+        raise PredictionFailed(group_key=group_key, reason=reason)
     for name, values in outputs.items():
         if (
             not isinstance(values, np.ndarray)
@@ -389,7 +394,10 @@ def checked_outputs(
     if not outputs or (widths is not None and found_widths != widths):
         reason = f"its library gave the outputs {found_widths}" + (f", before it was {dict(widths)}" if widths else "")
         raise PredictionFailed(group_key=group_key, reason=reason)
-    return outputs
+    if all(values.dtype == np.float32 for values in outputs.values()):
+        return outputs
+    with np.errstate(over="ignore"):
+        return {name: np.asarray(values, np.float32) for name, values in outputs.items()}
 
 
 def _short(error: Exception) -> str:

@@ -22,6 +22,8 @@ FEATURES = "features"
 """The input that holds whole rows; the other way is one input for each factor, named after it."""
 
 MAX_DIMS = 32
+_MAX_STRIDED = (1 << 63) // 8 - 1
+"""The product of its dimensions other than 0 that numpy takes for any datatype of ours, also where there are no elements."""
 Values = npt.NDArray[Any]
 
 DTYPES: dict[str, npt.DTypeLike] = {
@@ -61,13 +63,17 @@ def check_shape(name: str, shape: Sequence[int]) -> int:
     """How many elements a tensor of the shape has.
 
     Raises:
-        RequestInvalid: a dimension is negative, or there are none or too many of them.
+        RequestInvalid: a dimension is negative, or there are none or too many of them, or they are too large for numpy even
+            though one of them is 0.
     """
     if not 0 < len(shape) <= MAX_DIMS:
         refuse_tensor(name, f"the shape has {len(shape)} dimensions, not 1 to {MAX_DIMS}")
     if min(shape) < 0:
         refuse_tensor(name, f"the shape {_shown_shape(shape)} has a negative dimension")
-    return math.prod(shape)
+    n_elements = math.prod(shape)
+    if not n_elements and math.prod(filter(None, shape)) > _MAX_STRIDED:
+        refuse_tensor(name, f"the shape {_shown_shape(shape)} has no elements and is too large for any")
+    return n_elements
 
 
 def values_from_binary(name: str, datatype: str, shape: Sequence[int], data: memoryview) -> Values:

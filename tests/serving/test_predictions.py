@@ -17,6 +17,7 @@ from mmserver.catalog.catalog import Actor
 from mmserver.catalog.registering import register_model
 from mmserver.errors import (
     FeaturesInvalid,
+    MmserverError,
     NotExplainable,
     NotInterpretable,
     PredictionFailed,
@@ -186,6 +187,67 @@ def test_a_library_that_fails_on_a_row_is_no_bug_of_ours(weights: Any, caplog: p
     assert "secret of the library" in caplog.text
     with pytest.raises(PredictionFailed):
         weights.serving.run(weights.resolved(), np.array([ROW]))
+
+
+def every_way(desk: Any) -> list[Any]:
+    """What one row gives as a prediction, in a batch and as raw outputs: the answer or the error."""
+    found: list[Any] = []
+    for ask in (lambda: desk.predict(ROW), lambda: desk.serving.run(desk.resolved(), np.array([ROW]))):
+        try:
+            found.append(ask())
+        except MmserverError as error:
+            found.append(error)
+    return [*found, *desk.serving.predict_many([Asked("BTC", ROW, "alpha")])]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param({"prediction": np.ones((2, 1), np.float32)}, id="a row too many"),
+        pytest.param({"prediction": np.ones((1, 2), np.float32)}, id="a column too many"),
+        pytest.param({"prediction": np.ones((0, 1), np.float32)}, id="no row"),
+        pytest.param({"prediction": np.ones(1, np.float32)}, id="one dimension"),
+        pytest.param({"prediction": np.ones((1, 1), np.bool_)}, id="flags"),
+        pytest.param({"prediction": np.ones((1, 1), np.complex64)}, id="complex numbers"),
+        pytest.param({"prediction": np.ones((1, 1), np.float32), "more": np.ones((1, 1), np.float32)}, id="an output more"),
+        pytest.param({"other": np.ones((1, 1), np.float32)}, id="another output"),
+        pytest.param({"prediction": [[1.0]]}, id="lists"),
+        pytest.param({}, id="nothing"),
+        pytest.param([1.0], id="no mapping"),
+    ],
+)  # fmt: skip
+def test_outputs_of_another_shape_than_at_loading_are_never_a_prediction(
+    weights: Any, monkeypatch: pytest.MonkeyPatch, wrong: Any
+) -> None:
+    weights.predict(ROW)
+    plugin = weights.store.plugins._manager.get_plugin("weights")
+    monkeypatch.setattr(plugin.WeightsPredictor, "predict", lambda self, rows: wrong)
+    assert [type(answer) for answer in every_way(weights)] == [PredictionFailed] * 3
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8, np.int64, np.uint64])
+def test_outputs_of_any_number_type_are_float32_in_every_way_of_predicting(
+    weights: Any, monkeypatch: pytest.MonkeyPatch, dtype: Any
+) -> None:
+    weights.predict(ROW)
+    plugin = weights.store.plugins._manager.get_plugin("weights")
+    value = np.array([[0.1]] if np.dtype(dtype).kind == "f" else [[100]], dtype)
+    monkeypatch.setattr(plugin.WeightsPredictor, "predict", lambda self, rows: {"prediction": value})
+    one, table, batched = every_way(weights)
+    assert table["prediction"].dtype == np.float32
+    expected = float(value.astype(np.float32)[0, 0])
+    assert [one.decision.expected_return, float(table["prediction"][0, 0]), batched.decision.expected_return] == [
+        expected
+    ] * 3
+
+
+def test_an_output_beyond_float32_is_not_finite_in_any_way_of_predicting(
+    weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights.predict(ROW)
+    plugin = weights.store.plugins._manager.get_plugin("weights")
+    monkeypatch.setattr(plugin.WeightsPredictor, "predict", lambda self, rows: {"prediction": np.array([[1e300]])})
+    assert [type(answer) for answer in every_way(weights)] == [PredictionNotFinite] * 3
 
 
 def test_a_model_that_says_no_direction_still_gives_its_outputs(desk: Any) -> None:

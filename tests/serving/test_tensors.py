@@ -84,6 +84,9 @@ def test_bytes_of_another_number_than_the_shape_says_are_refused(size: int) -> N
         pytest.param([2**32, 2**32], id="a product that is 0 modulo 2^64"),
         pytest.param([2**63 - 1], id="the largest dimension"),
         pytest.param([10**19] * 32, id="a product of 600 digits"),
+        pytest.param([0, 10**30], id="nothing of a dimension beyond 64 bits"),
+        pytest.param([2**40, 2**40, 0], id="nothing of more than 64 bits count"),
+        pytest.param([0, 2**61], id="nothing of more bytes than 64 bits count"),
     ],
 )
 def test_a_count_that_would_overflow_is_refused(shape: list[int]) -> None:
