@@ -195,8 +195,8 @@ class Serving:
         )
         return decision
 
-    def predict_many(self, asked: Sequence[Asked]) -> list[Prediction | MmserverError]:
-        """Each item's answer or its error, in the order asked; rows of one model run together.
+    def predict_many(self, asked: Sequence[Asked], together: int | None = None) -> list[Prediction | MmserverError]:
+        """Each item's answer or its error, in the order asked; rows of one model run together, at most `together` of them.
 
         Raises:
             TooManyRows: more items than `max_rows`, or than may be explained.
@@ -216,16 +216,23 @@ class Serving:
                 key = (item.resolved.version.id, item.resolved.group.id)
                 items_by_model.setdefault(key, []).append(item)
         for items in items_by_model.values():
-            for item, answer in zip(items, self._run_together(items), strict=True):
-                answers[item.at] = answer
+            step = together or len(items)
+            for some in (items[first : first + step] for first in range(0, len(items), step)):
+                for item, answer in zip(some, self._run_together(some), strict=True):
+                    answers[item.at] = answer
         return [answer for answer in answers if answer is not None]
 
     def run(
-        self, resolved: Resolved, rows: np.ndarray[Any, Any], queue_ns: int = 0, begun_ns: int | None = None
+        self,
+        resolved: Resolved,
+        rows: np.ndarray[Any, Any],
+        queue_ns: int = 0,
+        begun_ns: int | None = None,
+        loaded: LoadedModel | None = None,
     ) -> Mapping[str, FloatRows]:
         """The model's raw outputs for a table of rows, by output name: what the standard protocols give.
 
-        `begun_ns`: when the work on the request began, for the statistics.
+        `begun_ns`: when the work on the request began, for the statistics. `loaded`: what the caller made the rows for.
 
         Shapes:
             rows: n_rows × n_features, any kind of number. Returns n_rows × width each, float32, all finite.
@@ -238,7 +245,7 @@ class Serving:
         try:
             if rows.ndim > 0:
                 self.check_n_rows(len(rows))
-            loaded = self.loaded(resolved)
+            loaded = loaded or self.loaded(resolved)
             table = loaded.layout.rows(rows)
             ready_ns = time.perf_counter_ns()
             outputs = self._outputs(loaded, table)
@@ -280,8 +287,9 @@ class Serving:
         except Exception as error:
             raise _prediction_failed(group_key, error) from error
         expected = (len(rows), loaded.model.n_outputs, loaded.layout.width + 1)
-        if found.shape != expected:
-            raise PredictionFailed(group_key=group_key, reason=f"contributions of shape {found.shape}, not {expected}")
+        if not isinstance(found, np.ndarray) or found.shape != expected or found.dtype.kind not in "fiu":
+            given = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
+            raise PredictionFailed(group_key=group_key, reason=f"contributions are {given}, not numbers {expected}")
         if not np.isfinite(found).all():
             raise _not_finite(group_key, {"contributions": found})
         return [_explained(loaded.layout.factors, row) for row in found.tolist()]

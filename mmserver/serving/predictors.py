@@ -15,7 +15,15 @@ from mmserver.catalog.catalog import Group
 from mmserver.catalog.ingest import GroupRecord
 from mmserver.catalog.store import Store
 from mmserver.catalog.stored_models import StoredModel, stored_content_sha256, stored_model
-from mmserver.errors import Corrupt, GroupHasNoModel, MmserverError, NotReady, PredictionFailed, PredictorUnloadable
+from mmserver.errors import (
+    BlobNotFound,
+    Corrupt,
+    GroupHasNoModel,
+    MmserverError,
+    NotReady,
+    PredictionFailed,
+    PredictorUnloadable,
+)
 from mmserver.formats import FloatRows, Interpreter, ModelFile
 from mmserver.serving.crash_ledger import DIRECTORY_NAME, MAX_CRASHES, CrashLedger
 from mmserver.serving.engines import TREES, Engine, load_engine
@@ -257,9 +265,12 @@ class Predictors:
         try:
             stored = stored_model(self._store.database, group)
             loaded = self._guarded(group, stored)
+        except BlobNotFound as error:
+            raise GroupHasNoModel(group_key=group.group_key, reason="it was removed meanwhile") from error
         except (GroupHasNoModel, PredictorUnloadable, Corrupt) as error:
+            bare = copy.copy(error)  # without the traceback, whose frames hold the model's content
             with self._lock:
-                self._failures[group.id] = _Failure(error, self._clock() + FAILURE_LASTS_S)
+                self._failures[group.id] = _Failure(bare, self._clock() + FAILURE_LASTS_S)
             raise
         with self._lock:
             self._failures.pop(group.id, None)
@@ -368,7 +379,7 @@ def _timed_ns(engine: Engine, row: FloatRows) -> int:
 
 
 def checked_outputs(
-    outputs: Mapping[str, FloatRows], n_rows: int, group_key: str, widths: Mapping[str, int] | None = None
+    outputs: object, n_rows: int, group_key: str, widths: Mapping[str, int] | None = None
 ) -> Mapping[str, FloatRows]:
     """The same in float32, if every output is a table of numbers with a line for each row, and as wide as `widths` says.
 

@@ -63,7 +63,7 @@ def infer(serving: Serving, found: TensorModel, body: bytes, header_length: str 
     except MmserverError:
         serving.statistics.failed(found.version, found.group, time.perf_counter_ns() - begun_ns)
         raise
-    outputs = serving.run(found.resolved, asked.rows, begun_ns=begun_ns)
+    outputs = serving.run(found.resolved, asked.rows, begun_ns=begun_ns, loaded=loaded)
     return _answer(found, loaded, asked, outputs, request_id)
 
 
@@ -85,7 +85,7 @@ def quick_infer(
         asked = read_request(loaded, found, body, headers.get(_HEADER_LENGTH_KEY), serving.store.settings.max_rows)
         if len(asked.rows) * loaded.row_cost_ns > MAX_QUICK_NS:
             return None
-        outputs = serving.run(found.resolved, asked.rows, begun_ns=begun_ns)
+        outputs = serving.run(found.resolved, asked.rows, begun_ns=begun_ns, loaded=loaded)
     except MmserverError:
         return None
     answer = _answer(found, loaded, asked, outputs, request_id)

@@ -62,11 +62,7 @@ def _predict_batch(*, direction_codes: bool) -> flask.Response:
 
 
 def _predict_all(batch: AskedBatch) -> list[Prediction | MmserverError]:
-    """Each item's answer in its place; at most `max_batch_size` of them run together."""
+    """Each item's answer in its place."""
     asked = [item.asked for item in batch.items if isinstance(item.asked, Asked)]
-    together = batch.max_batch_size or max(1, len(asked))
-    answers: list[Prediction | MmserverError] = []
-    for first in range(0, len(asked), together):
-        answers += current_serving().predict_many(asked[first : first + together])
-    in_order = iter(answers)
+    in_order = iter(current_serving().predict_many(asked, batch.max_batch_size))
     return [next(in_order) if isinstance(item.asked, Asked) else item.asked for item in batch.items]

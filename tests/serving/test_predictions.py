@@ -327,6 +327,18 @@ def test_rows_of_one_model_run_together_and_each_gets_its_own_answer(weights: An
     assert [a.decision.expected_return for a in answers] == [at if at % 2 == 0 else -at for at in range(40)]
 
 
+def test_no_more_rows_run_together_than_asked_for(weights: Any) -> None:
+    sizes: list[int] = []
+    weights.predict(ROW)
+    weights.switches["predicting"] = lambda rows: sizes.append(len(rows))
+    asked = [Asked(("BTC", "ETH")[number % 2], [number, -number, 0.0], "alpha") for number in range(10)]
+    answers = weights.serving.predict_many(asked, together=2)
+    assert [answer.decision.expected_return for answer in answers] == [
+        number * (1, -1)[number % 2] for number in range(10)
+    ]
+    assert max(sizes) == 2
+
+
 def test_a_row_that_the_library_fails_on_spoils_no_other(weights: Any) -> None:
     weights.predict(ROW)
 
@@ -414,6 +426,16 @@ def test_explaining_is_for_a_few_rows(trees: Any) -> None:
     assert all(answer.contributions == answers[0].contributions for answer in answers)
     with pytest.raises(TooManyRows, match="65 rows are more than the 64"):
         trees.serving.predict_many([asked] * (MAX_EXPLAINED_ROWS + 1))
+    with pytest.raises(TooManyRows, match="65 rows are more than the 64"):
+        trees.serving.predict_many([asked] * (MAX_EXPLAINED_ROWS + 1), together=1)
+
+
+@pytest.mark.parametrize("wrong", [None, [[[1.0]]], np.ones((1, 4)), np.full((1, 1, 4), np.nan)])
+def test_contributions_that_are_none_are_refused(weights: Any, monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
+    plugin = weights.store.plugins._manager.get_plugin("weights")
+    monkeypatch.setattr(plugin.WeightsPredictor, "contributions", lambda self, rows: wrong, raising=False)
+    with pytest.raises((PredictionFailed, PredictionNotFinite)):
+        weights.predict(ROW, explain=True)
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------

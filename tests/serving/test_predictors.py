@@ -126,6 +126,25 @@ def test_a_plugin_s_error_is_refused_and_logged_once_with_its_traceback(
     assert caplog.text.count("Traceback") == 1
 
 
+def test_what_is_remembered_of_a_failed_load_holds_no_content(btc: Any) -> None:
+    btc.switches["loading"] = failing([])
+    with pytest.raises(PredictorUnloadable) as caught:
+        btc.serving.predictors.get(btc.group())
+    assert isinstance(caught.value.__cause__, RuntimeError)  # for the log
+    remembered = btc.serving.predictors.failure(btc.group())
+    assert str(remembered) == str(caught.value)
+    assert (remembered.__traceback__, remembered.__cause__, remembered.__context__) == (None, None, None)
+
+
+def test_a_model_that_is_removed_before_it_is_loaded_is_not_there(btc: Any) -> None:
+    resolved = btc.resolved()
+    btc.remove("alpha")
+    for _ in range(2):
+        with pytest.raises(GroupHasNoModel, match="it was removed meanwhile"):
+            btc.serving.loaded(resolved)
+    assert btc.serving.predictors.known_ids() == set()
+
+
 def test_it_is_tried_again_after_a_while(btc: Any, loads: list[Any]) -> None:
     clock = copy.copy(btc.clock)
     held = Predictors(btc.store, clock=clock)

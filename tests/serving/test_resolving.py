@@ -189,6 +189,17 @@ def test_a_group_for_all_symbols_serves_those_that_have_no_own(desk: Any) -> Non
     assert resolved_name(desk, "anything", None) == ("alpha", "*_ret_1h")
 
 
+def test_a_group_for_all_symbols_does_not_stand_in_for_a_symbols_own_refused_files(desk: Any) -> None:
+    desk.write_weights("alpha", "*_ret_1h")
+    desk.write_weights("alpha", "BAD_ret_1h")
+    (desk.directory("alpha") / "BAD_ret_1h_weights.json").write_bytes(b"{")
+    desk.register()
+    assert resolved_name(desk, "anything", "alpha") == ("alpha", "*_ret_1h")
+    for model_name in ("alpha", None):
+        with pytest.raises(GroupRefused, match=r"BAD_ret_1h_weights\.json"):
+            desk.serving.resolve("BAD", model_name)
+
+
 # --- remembering ------------------------------------------------------------------------------------------------------
 
 

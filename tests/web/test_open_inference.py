@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from mmserver.catalog import registering
 from mmserver.catalog.catalog import Actor
+from mmserver.serving import predictors
 from mmserver.web.current import SERVING_KEY
 from mmserver.web.quick import QuickRoutes
 
@@ -633,6 +634,19 @@ def test_quick_answers_are_those_of_the_view(web: Any) -> None:
         assert answered.body == viewed.data
         assert all(viewed.headers[name] == value for name, value in answered.headers)
         assert (HEADER in viewed.headers) == (HEADER in dict(answered.headers))
+
+
+def test_a_model_that_no_memory_is_kept_for_is_loaded_once_a_request(
+    make_web: Callable[..., Any], tmp_path: Path, group_writer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = make_web(tmp_path, predictor_cache_bytes=0)
+    group_writer(tmp_path / "m", "BTCUSDT_ret_1h", seed=1)
+    registering.register_model(small.store, "m", str(tmp_path / "m"), TEST)
+    reads: list[Any] = []
+    real = predictors.stored_model
+    monkeypatch.setattr(predictors, "stored_model", lambda *a: (reads.append(a), real(*a))[1])
+    answer(post(small, f'{{"inputs":[{GOOD}]}}'.encode(), "/v2/models/m/infer"))
+    assert len(reads) == 1
 
 
 def test_what_is_not_plain_is_left_to_the_view(web: Any) -> None:
