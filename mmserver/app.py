@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import flask
 
@@ -28,6 +29,9 @@ from mmserver.storage.schema import check_schema, upgrade_database
 from mmserver.web.blueprints import register_web
 from mmserver.web.current import QUICK_KEY, SERVING_KEY
 from mmserver.web.health import Check
+
+if TYPE_CHECKING:
+    from mmserver.serving.siblings import Siblings
 
 RUNTIME_KEY = "mmserver.runtime"
 LEASE_NAME = "jobs"
@@ -56,12 +60,13 @@ def create_app(
     owns_data_dir: bool = True,
     shares_jobs: bool = False,
     checks: Mapping[str, Check] = MappingProxyType({}),
+    siblings: "Siblings | None" = None,
 ) -> flask.Flask:
     """The application, its state open and its scheduled jobs running; `app.extensions[RUNTIME_KEY].close()` ends it.
 
     `owns_data_dir`: take the data directory's lock; a worker whose supervisor holds it does not. `shares_jobs`: several
     processes serve one state, and the jobs run in the one that holds the lease. `checks`: what `/readyz` shows of the server
-    around the application.
+    around the application. `siblings`: what several processes of one server tell each other.
 
     Raises:
         SettingInvalid, DataDirLocked, DatabaseCorrupt, SchemaTooNew, PluginInvalid: why it cannot start; SettingInvalid
@@ -76,8 +81,8 @@ def create_app(
         snapshots_dir = None if settings.snapshot else DataDir(settings.data_dir).snapshots_dir
         jobs = Jobs(store, snapshots_dir, lease)
         app = flask.Flask("mmserver.web", static_folder=None)
-        register_web(app, store, store.plugins, checks={"jobs": jobs.check, **checks})
-        jobs.start(partial(_keep_serving_up, app))
+        register_web(app, store, store.plugins, checks={"jobs": jobs.check, **checks}, siblings=siblings)
+        jobs.start(partial(_keep_serving_up, app), partial(_follow_siblings, app) if siblings else None)
         opened.callback(jobs.stop)
         app.extensions[RUNTIME_KEY] = Runtime(store, jobs, opened.pop_all())
         return app
@@ -139,6 +144,13 @@ def _keep_serving_up(app: flask.Flask, is_stopping: Callable[[], bool]) -> None:
     importlib.import_module(PREDICTIONS)
     app.extensions[QUICK_KEY]()
     app.extensions[SERVING_KEY]().warming.keep_up(is_stopping)
+
+
+def _follow_siblings(app: flask.Flask) -> None:
+    """Nothing, before there is anything that predicts: it takes over what holds when it is made."""
+    serving = app.extensions[SERVING_KEY].made
+    if serving is not None:
+        serving.follow()
 
 
 def open_store(settings: Settings, *, owns_data_dir: bool = True) -> OpenStore:

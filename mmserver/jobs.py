@@ -41,17 +41,20 @@ class Jobs:
         self._pending_venues: dict[str, FileIdentity] = {}
         self._scheduler: SteadyScheduler | None = None
         self._keep_up: KeepUp | None = None
+        self._follow_others: Callable[[], object] | None = None
         self._starting = threading.Thread(target=self._start, name="jobs-start", daemon=True)
         self._looked_at = self._watched_at = time.monotonic()
         self._snapshot_audit_id = -1
         self._stopping = threading.Event()
 
-    def start(self, keep_up: KeepUp | None = None) -> None:
+    def start(self, keep_up: KeepUp | None = None, follow: Callable[[], object] | None = None) -> None:
         """Start the jobs in threads of their own; returns at once.
 
-        `keep_up` is called right after the start and then often: what is held beside the catalog follows it there.
+        `keep_up` is called right after the start and then often: what is held beside the catalog follows it there. So is
+        `follow`, which never takes long: it sees what other processes say beside their commits.
         """
         self._keep_up = keep_up
+        self._follow_others = follow
         self._starting.start()
 
     def stop(self) -> None:
@@ -115,6 +118,8 @@ class Jobs:
         settings = self._store.settings
         scheduler = SteadyScheduler()
         scheduler.every("follow", FOLLOW_INTERVAL_S, self._contained("follow", self._follow))
+        if self._follow_others is not None:
+            scheduler.every("follow others", FOLLOW_INTERVAL_S, self._contained("follow others", self._follow_others))
         if self._keep_up is not None:
             keep_up = partial(self._keep_up, self._stopping.is_set)
             scheduler.every("keep up", FOLLOW_INTERVAL_S, self._contained("keep up", keep_up))

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from mmserver.serving.siblings import Siblings
+
 SLOT_BYTES = 256 << 10
 ALIVE_S = 5.0
 """A worker writes once a second; one that has not for this long hangs or is gone."""
@@ -46,8 +48,14 @@ class Board:
     @classmethod
     def create(cls, n_workers: int) -> "Board":
         """An empty one; its descriptor is what other processes need to open it."""
+        if hasattr(os, "memfd_create"):
+            return cls(os.memfd_create("mmserver board"), n_workers)  # a full disk does not touch it
         with tempfile.TemporaryFile() as file:
             return cls(os.dup(file.fileno()), n_workers)
+
+    def siblings(self, slot: int) -> Siblings:
+        """What the worker of that slot shares with the others for predictions; it lies behind the slots."""
+        return Siblings.of_file(self.fd, self.n_workers * SLOT_BYTES, self.n_workers, slot)
 
     def write(self, slot: int, status: Status) -> None:
         """Replace the slot's status; without `more` where that is too long."""

@@ -13,6 +13,7 @@ from waitress.task import WSGITask
 from mmserver.errors import DeadlinePassed
 from mmserver.server.refusals import RefusalTask, RequestRefused, closes_connection
 from mmserver.server.requests import Request
+from mmserver.web.framing import WAITED_NS_KEY
 
 if TYPE_CHECKING:
     from mmserver.server.http_server import HttpServer
@@ -36,6 +37,12 @@ class Task(WSGITask):  # type: ignore[misc]
     """One request for the application."""
 
     close_on_finish: bool
+
+    def get_environment(self) -> dict[str, Any]:
+        """Called by waitress when the request's turn has come."""
+        environ: dict[str, Any] = super().get_environment()
+        environ[WAITED_NS_KEY] = int((time.monotonic() - self.request.completed_at) * 1e9)
+        return environ
 
     def build_response_header(self) -> bytes:
         """Says, once the server is stopping, that no other answer will follow, and does not close after a 304.

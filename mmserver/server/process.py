@@ -51,7 +51,13 @@ class Place:
 def serve_here(settings: Settings, listeners: Listeners, place: Place) -> None:
     """Serve from this process."""
     several = place.is_one_of_several
-    app = create_app(settings, owns_data_dir=not several, shares_jobs=several, checks={"workers": place.board.check})
+    app = create_app(
+        settings,
+        owns_data_dir=not several,
+        shares_jobs=several,
+        checks={"workers": place.board.check},
+        siblings=place.board.siblings(place.slot) if several else None,
+    )
     try:
         if not several:
             announce(settings, listeners)

@@ -136,8 +136,8 @@ class Serving:
             return None
         return self.predictors.held(resolved.group)
 
-    def predict(self, asked: Asked) -> Prediction:
-        """One prediction.
+    def predict(self, asked: Asked, waited_ns: int = 0) -> Prediction:
+        """One prediction; `waited_ns` is how long the request waited for a thread, for the statistics.
 
         Raises:
             what `resolve` does; GroupHasNoModel, PredictorUnloadable, NotReady; FeaturesInvalid; NotExplainable;
@@ -152,15 +152,20 @@ class Serving:
         except MmserverError:
             self.statistics.failed(resolved.version, resolved.group, time.perf_counter_ns() - begun_ns)
             raise
-        decision = self.predict_row(resolved, loaded, row, begun_ns)
+        decision = self.predict_row(resolved, loaded, row, begun_ns, waited_ns)
         return self._prediction(asked, resolved, loaded, decision, explained)
 
     def predict_row(
-        self, resolved: Resolved, loaded: LoadedModel, row: FloatRows, begun_ns: int | None = None
+        self,
+        resolved: Resolved,
+        loaded: LoadedModel,
+        row: FloatRows,
+        begun_ns: int | None = None,
+        waited_ns: int = 0,
     ) -> Decision:
         """The quickest way from one row to a decision, counted in the statistics.
 
-        `begun_ns`: when the work on the request began, for the statistics.
+        For the statistics: `begun_ns`, when the work on the request began; `waited_ns`, how long it waited for that.
 
         Shapes:
             row: 1 × n_features, as `loaded.layout` made it.
@@ -192,6 +197,7 @@ class Serving:
             input_ns=ready_ns - (begun_ns or ready_ns),
             infer_ns=ran_ns - ready_ns,
             output_ns=time.perf_counter_ns() - ran_ns,
+            queue_ns=waited_ns,
         )
         return decision
 

@@ -2,14 +2,19 @@
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
 from mmserver.catalog.catalog import Group, Version
+from mmserver.serving.siblings import SharedPlace, Siblings
 
 MAX_ENTRIES = 20_000
 """Beyond it, those that were begun first are forgotten."""
+PUBLISH_INTERVAL_S = 1.0
+Key: TypeAlias = tuple[int, int]
+"""Of a version and of a group in it."""
 
 
 class Duration(msgspec.Struct, frozen=True):
@@ -20,7 +25,7 @@ class Duration(msgspec.Struct, frozen=True):
 
 
 class ModelStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """What one group did in one version of one model, in this process.
+    """What one group did in one version of one model.
 
     `inference_count` counts rows, `execution_count` calls of the engine; `last_inference_ms` is milliseconds since 1970, 0
     for never.
@@ -41,6 +46,24 @@ class ModelStatistics(msgspec.Struct, frozen=True, kw_only=True):
     compute_output: Duration
 
 
+class Counts(NamedTuple):
+    """What is counted of one group in one version; `queue_ns` is what requests waited for a thread."""
+
+    successes: int = 0
+    fails: int = 0
+    rows: int = 0
+    executions: int = 0
+    fail_ns: int = 0
+    queue_ns: int = 0
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
+    last_s: float = 0.0
+
+
+_ITEMS = msgspec.msgpack.Decoder(list[tuple[int, int, Counts]])
+
+
 class _Counters:
     """Of one group in one version; guarded by its own lock."""
 
@@ -55,13 +78,39 @@ class _Counters:
         self.fail_ns = self.queue_ns = self.input_ns = self.infer_ns = self.output_ns = 0
         self.last_s = 0.0
 
+    def counts(self) -> Counts:
+        """All of one moment."""
+        with self.lock:
+            return Counts(
+                self.successes, self.fails, self.rows, self.executions, self.fail_ns, self.queue_ns,
+                self.input_ns, self.infer_ns, self.output_ns, self.last_s,
+            )  # fmt: skip
+
 
 class Statistics:
-    """All counters of one process; safe for all threads."""
+    """All counters of one process, and beside them those of the others of its server; safe for all threads."""
 
-    def __init__(self) -> None:
-        self._counters: dict[tuple[int, int], _Counters] = {}
+    def __init__(self, siblings: Siblings | None = None) -> None:
+        self._counters: dict[Key, _Counters] = {}
         self._lock = threading.Lock()
+        self._sharing = _Sharing(siblings) if siblings is not None else None
+        self._next_publication = 0.0
+
+    def publish(self) -> None:
+        """Tell the other processes, if it is time, what this one has counted; cheap if it has counted nothing."""
+        now = time.monotonic()
+        if self._sharing is not None and now >= self._next_publication:
+            self._next_publication = now + PUBLISH_INTERVAL_S
+            self._sharing.publish(self._own_counts())
+
+    def gather(self) -> None:
+        """Take in what the other processes have told, for `of` to count in.
+
+        This one's are told first: what an answer has counted in, no later answer of another process may lack.
+        """
+        if self._sharing is not None:
+            self._sharing.publish(self._own_counts())
+            self._sharing.gather()
 
     def succeeded(
         self,
@@ -95,15 +144,25 @@ class Statistics:
             counters.fail_ns += ns
 
     def of(self, version: Version, group: Group) -> ModelStatistics:
-        """The counters of one group in one version; all zero if it was never asked."""
-        counters = self._counters.get((version.id, group.id))
-        return _read(counters if counters is not None else _Counters(version, group))
+        """The counters of one group in one version, with what `gather` last found; all zero if it was never asked."""
+        key = version.id, group.id
+        counters = self._counters.get(key) or _Counters(version, group)
+        counts = [counters.counts()]
+        if self._sharing is not None:
+            counts += self._sharing.of(key)
+        return _statistics(counters, _sum(counts))
 
     def all(self) -> list[ModelStatistics]:
-        """Everything that was ever asked, by model name, version and group key."""
+        """Everything that this process was ever asked, by model name, version and group key."""
         with self._lock:
             counters: Iterable[_Counters] = list(self._counters.values())
-        return sorted(map(_read, counters), key=lambda found: (found.model_name, found.version, found.group_key))
+        found = [_statistics(one, one.counts()) for one in counters]
+        return sorted(found, key=lambda one: (one.model_name, one.version, one.group_key))
+
+    def _own_counts(self) -> dict[Key, Counts]:
+        with self._lock:
+            counters = list(self._counters.items())
+        return {key: one.counts() for key, one in counters}
 
     def _begun(self, version: Version, group: Group) -> _Counters:
         with self._lock:
@@ -112,21 +171,66 @@ class Statistics:
             return self._counters.setdefault((version.id, group.id), _Counters(version, group))
 
 
-def _read(counters: _Counters) -> ModelStatistics:
-    with counters.lock:
-        n = counters.successes
-        return ModelStatistics(
-            model_name=counters.model_name,
-            version=counters.version,
-            group_key=counters.group_key,
-            symbol=counters.symbol,
-            inference_count=counters.rows,
-            execution_count=counters.executions,
-            last_inference_ms=int(counters.last_s * 1000),
-            success=Duration(n, counters.queue_ns + counters.input_ns + counters.infer_ns + counters.output_ns),
-            fail=Duration(counters.fails, counters.fail_ns),
-            queue=Duration(n, counters.queue_ns),
-            compute_input=Duration(n, counters.input_ns),
-            compute_infer=Duration(n, counters.infer_ns),
-            compute_output=Duration(n, counters.output_ns),
-        )
+class _Sharing:
+    """What one process tells the others of its server and hears from them: counters only, each of which only grows."""
+
+    def __init__(self, siblings: Siblings) -> None:
+        self._own_place = siblings.statistics[siblings.own]
+        self._of_predecessors = _read(self._own_place)[1]
+        """By those who had this process's place and died."""
+        self._others = [place for at, place in enumerate(siblings.statistics) if at != siblings.own]
+        self._found: list[tuple[int, Mapping[Key, Counts]]] = [(0, {})] * len(self._others)
+        self._published: Mapping[Key, Counts] = {}
+        self._lock = threading.Lock()
+
+    def publish(self, own: Mapping[Key, Counts]) -> None:
+        with self._lock:
+            if own == self._published:
+                return
+            keys = own.keys() | self._of_predecessors.keys()
+            found = {key: [own[key]] if key in own else [] for key in keys}
+            for key, counts in self._of_predecessors.items():
+                found[key].append(counts)
+            self._own_place.replace(msgspec.msgpack.encode([(*key, _sum(counts)) for key, counts in found.items()]))
+            self._published = own
+
+    def gather(self) -> None:
+        with self._lock:
+            self._found = [
+                _read(place) if place.number() != known[0] else known
+                for place, known in zip(self._others, self._found, strict=True)
+            ]
+
+    def of(self, key: Key) -> list[Counts]:
+        found = [self._of_predecessors, *(counts for _, counts in self._found)]
+        return [counts[key] for counts in found if key in counts]
+
+
+def _read(place: SharedPlace) -> tuple[int, Mapping[Key, Counts]]:
+    number, content = place.read_numbered()
+    items = _ITEMS.decode(content) if content else []
+    return number, {(version_id, group_id): counts for version_id, group_id, counts in items}
+
+
+def _sum(counts: Iterable[Counts]) -> Counts:
+    *columns, last_s = zip(*counts, strict=True)
+    return Counts._make([*map(sum, columns), max(last_s)])
+
+
+def _statistics(of: _Counters, counts: Counts) -> ModelStatistics:
+    n = counts.successes
+    return ModelStatistics(
+        model_name=of.model_name,
+        version=of.version,
+        group_key=of.group_key,
+        symbol=of.symbol,
+        inference_count=counts.rows,
+        execution_count=counts.executions,
+        last_inference_ms=int(counts.last_s * 1000),
+        success=Duration(n, counts.queue_ns + counts.input_ns + counts.infer_ns + counts.output_ns),
+        fail=Duration(counts.fails, counts.fail_ns),
+        queue=Duration(n, counts.queue_ns),
+        compute_input=Duration(n, counts.input_ns),
+        compute_infer=Duration(n, counts.infer_ns),
+        compute_output=Duration(n, counts.output_ns),
+    )

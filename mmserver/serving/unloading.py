@@ -1,27 +1,47 @@
 """Which groups were unloaded on purpose: under one model's name, whatever other models or versions share their content."""
 
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
+from typing import TypeAlias
+
+import msgspec
 
 from mmserver.catalog.catalog import Group
 from mmserver.catalog.store import Store
 from mmserver.errors import NotReady
 from mmserver.serving.predictors import Predictors
 from mmserver.serving.resolving import Resolved
+from mmserver.serving.siblings import SharedPlace
+
+ModelIds: TypeAlias = Mapping[tuple[str, str], int]
+"""By model name and group key; a model that was removed and registered again has another id."""
 
 
 class Unloading:
-    """Of one process; safe for all threads. Readers take no lock.
+    """Of one process, or of all that share a place for it; safe for all threads. Readers take no lock.
 
-    A group stays unloaded through new versions of its model, until it is loaded again or the model is removed.
+    A group stays unloaded through new versions of its model, until it is loaded again, the model is removed or the server ends.
     """
 
-    def __init__(self, store: Store, predictors: Predictors) -> None:
+    def __init__(self, store: Store, predictors: Predictors, shared: SharedPlace | None = None) -> None:
+        """`shared`: where all processes of the server keep it; what is there already holds here too."""
         self._store = store
         self._predictors = predictors
-        self._model_ids = MappingProxyType[tuple[str, str], int]({})
-        """By model name and group key; a model that was removed and registered again has another id."""
+        self._shared = shared
+        self._number = 0
+        """Of what was last read there."""
+        self._model_ids: ModelIds = MappingProxyType({})
         self._lock = threading.Lock()
+        self.follow()
+
+    def follow(self) -> None:
+        """Take over what other processes have unloaded and loaded since; cheap if they have not."""
+        if self._shared is None or self._shared.number() == self._number:
+            return
+        with self._lock:
+            self._hold(self._read(self._shared))
 
     def is_unloaded(self, model_name: str, group_key: str) -> bool:
         """Whether it must not predict."""
@@ -40,24 +60,55 @@ class Unloading:
         """Predict with it no more; its memory is given back unless another model predicts with the same content."""
         model_name = resolved.version.model_name
         model = self._store.model(model_name)
-        with self._lock:
-            unloaded = {**self._model_ids, (model_name, resolved.group.group_key): model.id}
-            self._model_ids = MappingProxyType(unloaded)
-        if not self._is_served(resolved.group):
-            self._predictors.let_go({resolved.group.id})
+        with self._changing() as model_ids:
+            model_ids[model_name, resolved.group.group_key] = model.id
+        self._let_go(resolved.group)
 
     def allow(self, resolved: Resolved) -> None:
         """Predict with it again."""
-        self._allow({(resolved.version.model_name, resolved.group.group_key)})
+        with self._changing() as model_ids:
+            model_ids.pop((resolved.version.model_name, resolved.group.group_key), None)
 
     def allow_all(self, model_name: str) -> None:
         """Predict with all groups of the model again."""
-        self._allow({key for key in self._model_ids if key[0] == model_name})
+        with self._changing() as model_ids:
+            for key in [key for key in model_ids if key[0] == model_name]:
+                del model_ids[key]
 
-    def _allow(self, keys: set[tuple[str, str]]) -> None:
+    @contextmanager
+    def _changing(self) -> Iterator[dict[tuple[str, str], int]]:
+        """A copy of what is unloaded in all processes, to be changed; after the block it holds in this one, and soon in all."""
         with self._lock:
-            left = {key: model_id for key, model_id in self._model_ids.items() if key not in keys}
-            self._model_ids = MappingProxyType(left)
+            if self._shared is None:
+                changed = dict(self._model_ids)
+                yield changed
+            else:
+                with self._shared.alone():
+                    changed = self._read(self._shared)
+                    before = dict(changed)
+                    yield changed
+                    if changed != before:
+                        items = [(*key, model_id) for key, model_id in changed.items()]
+                        self._number = self._shared.replace(msgspec.json.encode(items))
+            self._hold(changed)
+
+    def _hold(self, model_ids: ModelIds) -> None:
+        """Make it hold here; what was not unloaded before is let go of."""
+        before, self._model_ids = self._model_ids, MappingProxyType(dict(model_ids))
+        for model_name, group_key in model_ids.keys() - before.keys():
+            model = self._store.catalog.models.get(model_name)
+            group = model.serving.groups.get(group_key) if model is not None else None
+            if group is not None:
+                self._let_go(group)
+
+    def _read(self, shared: SharedPlace) -> dict[tuple[str, str], int]:
+        self._number, content = shared.read_numbered()
+        items = msgspec.json.decode(content, type=list[tuple[str, str, int]]) if content else []
+        return {(model_name, group_key): model_id for model_name, group_key, model_id in items}
+
+    def _let_go(self, group: Group) -> None:
+        if not self._is_served(group):
+            self._predictors.let_go({group.id})
 
     def _is_served(self, group: Group) -> bool:
         return any(

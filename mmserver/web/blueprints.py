@@ -26,25 +26,33 @@ from mmserver.web import (
     versions,
 )
 from mmserver.web.current import QUICK_KEY, SERVING_KEY, STORE_KEY, LateQuickRoutes, LateServing
-from mmserver.web.framing import ResponseFrame
+from mmserver.web.framing import WAITED_NS_KEY, ResponseFrame
 from mmserver.web.same_site import refuse_cross_site
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from mmserver.serving.siblings import Siblings
 
 _QUICK_PREFIXES = ("/predict", "/api/ml/predict", "/v2/models/")
 """Of what the quick routes may know, so that other requests do not import them."""
 
 
 def register_web(
-    app: flask.Flask, store: Store, plugins: Plugins, *, checks: Mapping[str, health.Check] = MappingProxyType({})
+    app: flask.Flask,
+    store: Store,
+    plugins: Plugins,
+    *,
+    checks: Mapping[str, health.Check] = MappingProxyType({}),
+    siblings: "Siblings | None" = None,
 ) -> None:
     """Add the API, the pages, error rendering and response headers; the last word on what every response carries.
 
     `checks` are shown by `/readyz` besides those of the store: what only the application knows, such as its scheduler.
+    `siblings` is what predictions share with other processes of the server.
     """
     app.extensions[STORE_KEY] = store
-    app.extensions[SERVING_KEY] = serving = LateServing(store)
+    app.extensions[SERVING_KEY] = serving = LateServing(store, siblings)
     app.extensions[QUICK_KEY] = quick = LateQuickRoutes(serving)
     app.extensions[health.STARTED_KEY] = time.monotonic()
     app.extensions[assets.ASSETS_KEY] = assets.load_assets()
@@ -86,7 +94,7 @@ class QuickPredictions:
             if routes.is_candidate("POST", path, environ.get("QUERY_STRING", "")):
                 body = _whole_body(environ, routes.max_body_bytes)
                 if body is not None:
-                    answer = routes.answer(path, _headers(environ), body)
+                    answer = routes.answer(path, _headers(environ), body, environ.get(WAITED_NS_KEY, 0))
                     if answer is not None:
                         start_response(answer.status, [*answer.headers, ("Content-Length", str(len(answer.body)))])
                         return [answer.body]

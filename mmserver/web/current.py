@@ -7,10 +7,11 @@ import flask
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.store import Store
-from mmserver.web.framing import REQUEST_ID_KEY
+from mmserver.web.framing import REQUEST_ID_KEY, WAITED_NS_KEY
 
 if TYPE_CHECKING:
     from mmserver.serving.predictions import Serving
+    from mmserver.serving.siblings import Siblings
     from mmserver.web.quick import QuickRoutes
 
 STORE_KEY = "mmserver.store"
@@ -21,8 +22,9 @@ QUICK_KEY = "mmserver.quick"
 class LateServing:
     """Makes the prediction service, and imports what it is made of, at the first call; one for all threads."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, siblings: "Siblings | None" = None) -> None:
         self._store = store
+        self._siblings = siblings
         self._lock = threading.Lock()
         self.made: Serving | None = None
         """None until it was asked for."""
@@ -33,7 +35,7 @@ class LateServing:
                 if self.made is None:
                     from mmserver.serving.predictions import Serving
 
-                    self.made = Serving(self._store)
+                    self.made = Serving(self._store, self._siblings)
         return self.made
 
 
@@ -60,6 +62,12 @@ def current_serving() -> "Serving":
     """What this application predicts with."""
     serving: Serving = flask.current_app.extensions[SERVING_KEY]()
     return serving
+
+
+def current_waited_ns() -> int:
+    """How long the request waited for a thread."""
+    waited_ns: int = flask.request.environ.get(WAITED_NS_KEY, 0)
+    return waited_ns
 
 
 def current_store() -> Store:

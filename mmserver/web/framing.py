@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 REQUEST_ID_KEY = "mmserver.request_id"
+WAITED_NS_KEY = "mmserver.waited_ns"
+"""How long the request waited for a thread, where the server says it."""
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 CONTENT_SECURITY_POLICY = (

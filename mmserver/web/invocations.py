@@ -15,7 +15,7 @@ from mmserver.formats import FloatRows
 from mmserver.serving.naming import resolve_default, resolve_name
 from mmserver.serving.predictions import Resolved, Serving
 from mmserver.serving.tables import Table, rows_from_table, table_from_csv, table_from_scoring
-from mmserver.web.current import current_serving, current_store
+from mmserver.web.current import current_serving, current_store, current_waited_ns
 from mmserver.web.plain_json import strict_document
 from mmserver.web.requests import query_time
 from mmserver.web.responses import JSON_MEDIA_TYPE, json_response
@@ -107,7 +107,7 @@ def _predictions(serving: Serving, resolved: Resolved, rows: FloatRows) -> list[
     """
     if not len(rows):
         return []
-    outputs = serving.run(resolved, rows)
+    outputs = serving.run(resolved, rows, queue_ns=current_waited_ns())
     if PREDICTION in outputs:
         return _listed(outputs[PREDICTION])
     if len(outputs) == 1:

@@ -19,7 +19,7 @@ from mmserver.serving.statistics import Duration, Statistics
 from mmserver.serving.tensor_models import TensorModel, find_tensor_model, outputs_of, tensor_models
 from mmserver.serving.tensors import FEATURES
 from mmserver.web import health
-from mmserver.web.current import current_serving, current_store
+from mmserver.web.current import current_serving, current_store, current_waited_ns
 from mmserver.web.framing import REQUEST_ID_KEY
 from mmserver.web.open_inference_bodies import BINARY_MEDIA_TYPE, HEADER_LENGTH, InferAnswer, packed_body, plain_body
 from mmserver.web.open_inference_infer import MIN_PACKED_BYTES, infer
@@ -140,7 +140,8 @@ def post_infer(name: str, version: str | None = None) -> flask.Response:
     serving = current_serving()
     found = _asked_model(name, version)
     request_id = str(request.environ.get(REQUEST_ID_KEY, "-"))
-    answer = infer(serving, found, _plain_request_body(), request.headers.get(HEADER_LENGTH), request_id)
+    header_length = request.headers.get(HEADER_LENGTH)
+    answer = infer(serving, found, _plain_request_body(), header_length, request_id, waited_ns=current_waited_ns())
     return _infer_response(answer)
 
 
@@ -195,9 +196,8 @@ def post_load(name: str) -> flask.Response:
 
 
 def post_unload(name: str) -> flask.Response:
-    """Give the model's memory back and refuse to predict with it until it is loaded again."""
+    """Give the model's memory back and refuse to predict with it until it is loaded again; nothing that is stored is changed."""
     _optional_body(RepositoryBody)
-    current_store().check_writable()
     serving = current_serving()
     serving.unloading.unload(find_tensor_model(serving, name).resolved)
     return json_response({"name": name, "unload": True})
@@ -207,16 +207,18 @@ def post_unload(name: str) -> flask.Response:
 
 
 def get_all_stats() -> flask.Response:
-    """Statistics of every model, as this process has counted them."""
+    """Statistics of every model, as all processes of the server have counted them."""
     statistics = current_serving().statistics
+    statistics.gather()
     stats = [_stats(found, statistics) for found in tensor_models(current_store().catalog)]
     return json_response({"model_stats": stats})
 
 
 def get_stats(name: str, version: str | None = None) -> flask.Response:
-    """Statistics of one model, as this process has counted them."""
+    """Statistics of one model, as all processes of the server have counted them."""
     serving = current_serving()
     found = _asked_model(name, version)
+    serving.statistics.gather()
     return json_response({"model_stats": [_stats(found, serving.statistics)]})
 
 

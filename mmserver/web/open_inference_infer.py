@@ -48,8 +48,16 @@ class Asked(NamedTuple):
     parameters: dict[str, object]
 
 
-def infer(serving: Serving, found: TensorModel, body: bytes, header_length: str | None, request_id: str) -> InferAnswer:
-    """The answer to one request; `request_id` names it where the client did not.
+def infer(
+    serving: Serving,
+    found: TensorModel,
+    body: bytes,
+    header_length: str | None,
+    request_id: str,
+    *,
+    waited_ns: int = 0,
+) -> InferAnswer:
+    """The answer to one request; `request_id` names it where the client did not, `waited_ns` is how long it waited for a thread.
 
     Raises:
         RequestInvalid, TooManyRows: the body is not one that the model can work with.
@@ -63,12 +71,12 @@ def infer(serving: Serving, found: TensorModel, body: bytes, header_length: str 
     except MmserverError:
         serving.statistics.failed(found.version, found.group, time.perf_counter_ns() - begun_ns)
         raise
-    outputs = serving.run(found.resolved, asked.rows, begun_ns=begun_ns, loaded=loaded)
+    outputs = serving.run(found.resolved, asked.rows, queue_ns=waited_ns, begun_ns=begun_ns, loaded=loaded)
     return _answer(found, loaded, asked, outputs, request_id)
 
 
 def quick_infer(
-    serving: Serving, path: str, headers: Mapping[str, str], body: bytes, request_id: str
+    serving: Serving, path: str, headers: Mapping[str, str], body: bytes, request_id: str, *, waited_ns: int = 0
 ) -> InferAnswer | None:
     """The same from memory alone and for little work; None where the view has to answer, as it does for all that is refused.
 
@@ -85,7 +93,7 @@ def quick_infer(
         asked = read_request(loaded, found, body, headers.get(_HEADER_LENGTH_KEY), serving.store.settings.max_rows)
         if len(asked.rows) * loaded.row_cost_ns > MAX_QUICK_NS:
             return None
-        outputs = serving.run(found.resolved, asked.rows, begun_ns=begun_ns, loaded=loaded)
+        outputs = serving.run(found.resolved, asked.rows, queue_ns=waited_ns, begun_ns=begun_ns, loaded=loaded)
     except MmserverError:
         return None
     answer = _answer(found, loaded, asked, outputs, request_id)

@@ -9,7 +9,7 @@ import flask
 
 from mmserver.errors import MmserverError
 from mmserver.serving.predictions import Asked, Prediction
-from mmserver.web.current import current_serving
+from mmserver.web.current import current_serving, current_waited_ns
 from mmserver.web.prediction_answers import BatchAnswer, item_from_error, item_from_prediction
 from mmserver.web.prediction_bodies import AskedBatch, read_batch, read_predict
 from mmserver.web.requests import query_time
@@ -41,7 +41,7 @@ def _predict(*, direction_codes: bool) -> flask.Response:
     serving = current_serving()
     store = serving.store
     asked = read_predict(flask.request, query_time(flask.request, "as_of"), store.settings.max_rows)
-    prediction = serving.predict(asked)
+    prediction = serving.predict(asked, current_waited_ns())
     return json_response(item_from_prediction(prediction, begun_ns, store.now(), direction_codes=direction_codes))
 
 

@@ -42,8 +42,8 @@ class QuickAnswer(NamedTuple):
     body: bytes
 
 
-QuickHandler: TypeAlias = Callable[[str, Mapping[str, str], bytes], QuickAnswer | None]
-"""Called with the path, the headers and the body."""
+QuickHandler: TypeAlias = Callable[[str, Mapping[str, str], bytes, int], QuickAnswer | None]
+"""Called with the path, the headers, the body and the nanoseconds that the request waited for a thread."""
 
 JSON_HEADERS = (("Content-Type", JSON_MEDIA_TYPE),)
 BINARY_HEADERS = (("Content-Type", BINARY_MEDIA_TYPE),)
@@ -68,10 +68,11 @@ class QuickRoutes:
         """Whether `answer` may know the request; a lookup, without reading the body."""
         return method == "POST" and not query and self._handler(path) is not None
 
-    def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> QuickAnswer | None:
+    def answer(self, path: str, headers: Mapping[str, str], body: bytes, waited_ns: int = 0) -> QuickAnswer | None:
         """The answer, or None where Flask has to give it.
 
-        `headers` has upper-case names with underscores: CONTENT_TYPE, CONTENT_ENCODING, …
+        `headers` has upper-case names with underscores: CONTENT_TYPE, CONTENT_ENCODING, …; `waited_ns` is how long the
+        request waited for a thread, for the statistics.
         """
         if len(body) > MAX_BODY_BYTES:
             return None
@@ -79,7 +80,7 @@ class QuickRoutes:
             if name in headers:
                 return None
         handler = self._handler(path)
-        return None if handler is None else handler(path, headers, body)
+        return None if handler is None else handler(path, headers, body, waited_ns)
 
     def _handler(self, path: str) -> QuickHandler | None:
         handler = self._handlers.get(path)
@@ -90,7 +91,7 @@ class QuickRoutes:
         return handler
 
     def _predict(
-        self, direction_codes: bool, _path: str, headers: Mapping[str, str], body: bytes
+        self, direction_codes: bool, _path: str, headers: Mapping[str, str], body: bytes, waited_ns: int
     ) -> QuickAnswer | None:
         begun_ns = time.perf_counter_ns()
         if headers.get("CONTENT_TYPE", "") not in PLAIN_MEDIA_TYPES:
@@ -107,7 +108,7 @@ class QuickRoutes:
             return None  # it is refused anyway, and would be counted twice
         try:
             row = loaded.layout.row(asked.features)  # type: ignore[arg-type]  # of one shape: `has_plain_features` said so
-            decision = serving.predict_row(resolved, loaded, row, begun_ns)
+            decision = serving.predict_row(resolved, loaded, row, begun_ns, waited_ns)
         except MmserverError:
             return None
         item = PredictionItem(
@@ -123,9 +124,9 @@ class QuickRoutes:
         )
         return QuickAnswer("200 OK", JSON_HEADERS, json_bytes(item))
 
-    def _infer(self, path: str, headers: Mapping[str, str], body: bytes) -> QuickAnswer | None:
+    def _infer(self, path: str, headers: Mapping[str, str], body: bytes, waited_ns: int) -> QuickAnswer | None:
         request_id = self._infer_ids(headers.get("X_REQUEST_ID", ""))
-        answer = quick_infer(self._serving, path, headers, body, request_id)
+        answer = quick_infer(self._serving, path, headers, body, request_id, waited_ns=waited_ns)
         if answer is None:
             return None
         if answer.header_length is None:

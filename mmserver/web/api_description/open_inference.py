@@ -137,7 +137,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST", "/v2/repository/models/<name>/unload", "v2_unload", OPEN_INFERENCE,
         "Refuse to predict with a model until it is loaded again",
         body=Body.json(RepositoryBody, is_required=False),
-        answers=(Answer.json(bodies.UnloadAnswer, "It is unloaded."),),
-        errors=(*_OF_A_NAME, errors.CrossSite, errors.ReadOnly, errors.WritesStopped),
+        answers=(Answer.json(bodies.UnloadAnswer, "It is unloaded, in all workers of the server within 0.2 s."),),
+        errors=(*_OF_A_NAME, errors.CrossSite),
     ),
 )  # fmt: skip
