@@ -35,6 +35,8 @@ EXACT_INTEGERS_BELOW = 2.0**63
 """Integers that JSON parsers agree about, in magnitude; a float beyond it may be an integer of more than 64 bits."""
 MAX_ERRORS = 100
 MAX_NAME = 100
+_NOT_PLAIN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""A decoder goes down into what it skips, too."""
 _NUMBER_TYPES = frozenset({int, float, type(None)})
 Numbers: TypeAlias = list[float | None]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=512)]
@@ -134,7 +136,7 @@ def plain_body(data: bytes) -> PredictBody | None:
     """
     try:
         body = _decode_one(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _NOT_PLAIN:
         return None
     if data.count(b'"') == 2 * _n_strings(body) and b"\\" not in data:
         return body
@@ -233,7 +235,7 @@ def _plain_batch(data: bytes) -> BatchBody | None:
     """As `plain_body` and `has_plain_features`, for all items together."""
     try:
         batch = _decode_batch(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _NOT_PLAIN:
         return None
     n_strings = 1 + (batch.max_batch_size is not UNSET) + _n_given(batch.model_name) + _n_given(batch.model_version)
     n_strings += sum(map(_n_strings, batch.requests))

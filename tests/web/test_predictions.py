@@ -167,6 +167,13 @@ def test_another_sites_page_predicts_nothing(web: Any, path: str) -> None:
     "body",
     [
         pytest.param(b"[" * 100_000, id="100000 brackets"),
+        pytest.param(
+            b'{"symbol":"BTCUSDT","features":[1,2,3],"x":' + b"[" * 5000 + b"]" * 5000 + b"}",
+            id="deep in an unknown field",
+        ),
+        pytest.param(b'{"x":' + b'{"x":' * 5000, id="objects deep in an unknown field"),
+        pytest.param(b'{"requests":[],"x":' + b"[" * 5000 + b"]" * 5000 + b"}", id="deep beside requests"),
+        pytest.param(b'{"symbol":"BTCUSDT","features":' + b"[" * 5000 + b"]" * 5000 + b"}", id="deep features"),
         pytest.param(b'{"symbol":"BTCUSDT","features":[NaN,1,2]}', id="NaN"),
         pytest.param(b'{"symbol":"BTCUSDT","features":[Infinity,1,2]}', id="Infinity"),
         pytest.param(b'{"symbol":"BTCUSDT","features":[1e999,1,2]}', id="1e999"),

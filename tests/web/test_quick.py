@@ -1,6 +1,7 @@
 """What is answered without Flask is what Flask answers: the same status and the same body, but for ids and times."""
 
 import json
+import struct
 import threading
 from collections.abc import Callable
 from io import BytesIO
@@ -15,6 +16,7 @@ from mmserver.catalog.catalog import Actor
 from mmserver.catalog.refreshing import refresh_model
 from mmserver.web import quick
 from mmserver.web.current import QUICK_KEY, SERVING_KEY
+from mmserver.web.open_inference_bodies import HEADER_LENGTH
 
 TEST = Actor("test")
 NAMES = ("mom_1h", "vol_1d", "<script>alert(1)</script>")  # of the shared model `alpha`
@@ -76,7 +78,27 @@ def bodies(draw: st.DrawFn) -> bytes:
     if draw(st.booleans()):
         members.append('"model_name": "alpha"')
     data = ("{" + ", ".join(draw(st.permutations(members))) + "}").encode()
-    return draw(st.sampled_from([data] * 8 + [data[:-1], data + b" ", data + b"x", b"\xef\xbb\xbf" + data]))
+    return draw(st.sampled_from([data] * 8 + damaged(data)))
+
+
+def damaged(data: bytes) -> list[bytes]:
+    """What is done to JSON text on its way, or by those who mean harm; the second one is still the same JSON."""
+    return [
+        data[:-1],
+        b" \t" + data + b"\r\n",
+        data + b"x",
+        data + data,
+        b"\xef\xbb\xbf" + data,
+        data.decode().encode("utf-16"),
+        data.decode().encode("utf-16-le"),
+        data.replace(b'"', b"'"),
+        data.replace(b'"symbol"', b'"symbol\x00"').replace(b'"name"', b'"n\x00me"'),
+        data.replace(b"U", b"\xff"),
+        data.replace(b"U", b"\xed\xa0\x80"),
+        data.replace(b":", b":" + b"[" * 2000, 1),
+        data[:-1] + b',"deep":' + b"[" * 40 + b"]" * 40 + b"}",
+        data[:-1] + b',"\\u0073ymbol":"ETHUSDT"}',
+    ]
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -86,14 +108,108 @@ def bodies(draw: st.DrawFn) -> bytes:
 @example(b'{"symbol":"BTCUSDT","features":[1,2,18446744073709551616],"model_name":"alpha"}', "/predict")
 def test_every_quick_answer_is_flasks_answer(web: Any, routes: quick.QuickRoutes, data: bytes, path: str) -> None:
     answer = quickly(routes, data, path)
+    response = web.client.post(f"{path}?flask=1", data=data, content_type="application/json")
+    assert response.status_code in (200, 400, 404, 422, 503), response.text
     if answer is None:
         return
-    response = web.client.post(f"{path}?flask=1", data=data, content_type="application/json")
     assert answer.status == "200 OK"
     assert response.status_code == 200, response.text
     assert list(msgspec.json.decode(answer.body)) == list(response.json)
     assert comparable(answer.body) == comparable(response.data)
     assert dict(answer.headers)["Content-Type"] == response.content_type
+
+
+# The same of the Open Inference Protocol.
+
+V2 = "/v2/models/alpha.BTCUSDT/infer"
+TENSOR_NUMBERS = {
+    "FP32": NUMBERS, "FP64": NUMBERS, "BOOL": st.sampled_from(["true", "false", "1", "null"]),
+    "INT64": st.sampled_from(["1", "-2", "9007199254740993", "9223372036854775807", "9223372036854775808", "1.0", "null"]),
+    "UINT8": st.sampled_from(["0", "255", "256", "-1"]), "BYTES": st.just('"1"'), "FP16": NUMBERS, "nosuch": NUMBERS,
+}  # fmt: skip
+OUTPUTS = st.sampled_from(
+    ['[]', 'null', '[{"name":"prediction"}]', '[{"name":"margin"},{"name":"prediction"}]', '[{"name":"margin"},{"name":"margin"}]',
+     '[{"name":"nosuch"}]', '[{"name":"margin","parameters":{"binary_data":true}}]', '[{"name":"margin","parameters":{"binary_data":1}}]',
+     '[{"name":"prediction","parameters":{"own":"x","binary_data":true}},{"name":"margin"}]', "{}", "[1]"]
+)  # fmt: skip
+V2_EXTRAS = st.sampled_from(
+    ['"id":"a"', '"id":""', '"id":7', '"id":null', '"parameters":{"own":1.5,"list":[1]}', '"parameters":{"binary_data_output":true}',
+     '"parameters":{"own":NaN}', '"parameters":{"a":1,"a":2}', '"parameters":null', '"inputs":[]', '"x":{"y":[null]}', '"x":1e999']
+)  # fmt: skip
+SHAPES = st.sampled_from(
+    [[1, 3]] * 8 + [[3], [3, 1], [1, 1, 3], [-1, 3], [0, 3], [0, 2**61], [2**63, 3], [2**62, 4], []]
+)
+
+
+@st.composite
+def v2_requests(draw: st.DrawFn) -> tuple[bytes, dict[str, str]]:
+    """Inference requests, right in most places, and the header that says how much of them is JSON."""
+    inputs, tails = [], []
+    by_factor = draw(st.sampled_from([False, False, False, True]))
+    names = draw(st.permutations(NAMES)) if by_factor else [draw(st.sampled_from(["features"] * 9 + ["other"]))]
+    for name in names:
+        datatype = draw(st.sampled_from(["FP32"] * 6 + sorted(TENSOR_NUMBERS)))
+        shape = draw(st.sampled_from([[1], [1, 1], [1], [2]])) if by_factor else draw(SHAPES)
+        n_elements = (shape[0] if shape else 1) if by_factor else 3
+        declared = f'"name":{json.dumps(name)},"datatype":"{datatype}","shape":{shape}'
+        if draw(st.sampled_from([False, False, True])):
+            data = struct.pack(f"<{n_elements}f", *draw(st.lists(FLOATS, min_size=n_elements, max_size=n_elements)))
+            size = draw(st.sampled_from([len(data)] * 8 + [0, 4, -4, 2**40, "true", '"12"']))
+            inputs.append(f'{{{declared},"parameters":{{"binary_data_size":{size}}}}}')
+            tails.append(data)
+        else:
+            elements = draw(st.lists(TENSOR_NUMBERS[datatype], min_size=n_elements, max_size=n_elements))
+            text = "[" + ",".join(elements) + "]"
+            inputs.append(f'{{{declared},"data":{draw(st.sampled_from([text] * 4 + ["[" + text + "]"]))}}}')
+    members = [f'"inputs":[{",".join(inputs)}]', *draw(st.lists(V2_EXTRAS, max_size=2))]
+    if draw(st.booleans()):
+        members.append(f'"outputs":{draw(OUTPUTS)}')
+    text_bytes = ("{" + ",".join(draw(st.permutations(members))) + "}").encode()
+    text_bytes = draw(st.sampled_from([text_bytes] * 20 + damaged(text_bytes)))
+    n_json = len(text_bytes)
+    length = draw(
+        st.sampled_from([str(n_json)] * 12 + [str(n_json - 1), "0", "-1", "", "1e3", str(2**64), f"{n_json} "])
+    )
+    headers = {HEADER_LENGTH: length} if tails or draw(st.booleans()) else {}
+    return text_bytes + b"".join(tails), headers
+
+
+FLOATS = st.one_of(st.floats(width=32), st.sampled_from([0.0, -0.0, 1e-45, 3.4028234663852886e38]))
+
+
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(v2_requests())
+@example((struct.pack("<6f", *ROW, *ROW), {HEADER_LENGTH: "0"}))
+@example((b'{"inputs":[{"name":"features","datatype":"INT64","shape":[1,3],"data":[9007199254740993,1,2]}]}', {}))
+def test_every_quick_inference_is_the_views(
+    web: Any, routes: quick.QuickRoutes, request_of: tuple[bytes, dict[str, str]]
+) -> None:
+    data, headers = request_of
+    keys = {name.upper().replace("-", "_"): value for name, value in headers.items()}
+    answer = routes.answer(V2, {"X_REQUEST_ID": "mine", **keys}, data)
+    response = web.client.post(f"{V2}?flask=1", data=data, headers={"X-Request-ID": "mine", **headers})
+    assert response.status_code < 500
+    if answer is None:
+        return
+    assert (answer.status, response.status_code) == ("200 OK", 200)
+    assert answer.body == response.data
+    assert all(response.headers[name] == value for name, value in answer.headers)
+    assert (HEADER_LENGTH in response.headers) == (HEADER_LENGTH in dict(answer.headers))
+
+
+def test_the_requests_that_are_made_up_are_answered_quickly_often_enough(routes: quick.QuickRoutes) -> None:
+    n_quick = 0
+
+    @settings(max_examples=100, deadline=None, database=None, derandomize=True)
+    @given(v2_requests())
+    def count(made: tuple[bytes, dict[str, str]]) -> None:
+        nonlocal n_quick
+        data, headers = made
+        keys = {name.upper().replace("-", "_"): value for name, value in headers.items()}
+        n_quick += routes.answer(V2, keys, data) is not None
+
+    count()
+    assert n_quick >= 10
 
 
 def test_the_wsgi_wrapper_answers_what_flask_answers(web: Any, routes: quick.QuickRoutes) -> None:
