@@ -319,7 +319,7 @@ def _value(row: Definition, given: _Given) -> Any:
     if isinstance(value, Path):
         return given.base / value
     if isinstance(value, tuple):
-        return tuple(given.base / path for path in value)
+        return tuple(given.base / part if isinstance(part, Path) else part for part in value)
     return value
 
 

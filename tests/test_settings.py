@@ -94,6 +94,15 @@ def test_relative_paths_start_where_they_were_written(elsewhere: Path) -> None:
     assert (settings.data_dir, settings.plugins_dir) == (elsewhere / "state", elsewhere / "plugins")
 
 
+def test_names_stay_names_wherever_they_are_written() -> None:
+    config = Path("given.toml")
+    config.write_text('warm = ["alpha", "beta"]\ntrusted_hosts = ["models.example"]\n', encoding="utf-8")
+    environ = {"MMSERVER_WARM": "alpha, beta", "MMSERVER_TRUSTED_HOSTS": "models.example"}
+    for settings in (load_settings({}, environ, None), load_settings({}, {}, config)):
+        assert settings.warm == ("alpha", "beta")
+        assert settings.trusted_hosts == ("models.example",)
+
+
 def test_an_empty_variable_is_not_set_and_an_empty_multiple_flag_is_not_given() -> None:
     environ = {"MMSERVER_PORT": "", "MODEL_MANAGER_HTTP_PORT": "7001", "MMSERVER_ARTIFACT_ROOTS": "/a:/b"}
     settings = load_settings({"artifact_roots": ()}, environ, None)
