@@ -16,6 +16,8 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 MAX_SLEEP_S = 1.0
 JUMP_S = 2.0
+MAX_RUNNING = 8
+"""More than there are jobs: what looks for others' changes must not wait for those that take long."""
 
 
 class SteadyScheduler:
@@ -46,7 +48,7 @@ class SteadyScheduler:
 class _JumpAwareScheduler(BackgroundScheduler):  # type: ignore[misc]
     def __init__(self, wall_clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
         super().__init__(
-            executors={"default": ThreadPoolExecutor(4)},
+            executors={"default": ThreadPoolExecutor(MAX_RUNNING)},
             job_defaults={"misfire_grace_time": None},
             timezone=UTC,
         )

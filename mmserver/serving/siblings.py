@@ -15,7 +15,7 @@ MAX_CONTENT_BYTES = 16 << 20
 PLACE_BYTES = 4096 + 2 * MAX_CONTENT_BYTES
 """Of addresses; what is not written takes no memory."""
 _HEAD_BYTES = 16
-_READS = 5
+_READS = 100
 
 
 class SharedPlace:
