@@ -5,6 +5,7 @@ import logging
 import math
 import secrets
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -94,7 +95,7 @@ class Serving:
         self._resolver = Resolver(store)
         self._dead_band = store.settings.dead_band
         self._dead_bands = store.settings.dead_bands
-        self._model_infos: dict[tuple[int, int], tuple[LoadedModel, msgspec.Raw]] = {}
+        self._model_infos: dict[tuple[int, int], tuple[weakref.ref[LoadedModel], msgspec.Raw]] = {}
         self._id_prefix = secrets.token_hex(8)
         self._id_numbers = itertools.count()
 
@@ -304,7 +305,7 @@ class Serving:
         """JSON, made once: version, training_date, accuracy as the info file has them, and what decisions rest on."""
         key = (resolved.version.id, resolved.group.id)
         known = self._model_infos.get(key)
-        if known is not None and known[0] is loaded:
+        if known is not None and known[0]() is loaded:
             return known[1]
         info = {
             "version": resolved.version.label,
@@ -317,7 +318,7 @@ class Serving:
         raw = msgspec.Raw(msgspec.json.encode(info))
         if len(self._model_infos) >= _MAX_MODEL_INFOS:
             self._model_infos.clear()
-        self._model_infos[key] = (loaded, raw)
+        self._model_infos[key] = (weakref.ref(loaded), raw)  # which may be let go of
         return raw
 
     def new_prediction_id(self) -> str:

@@ -40,7 +40,7 @@ _N_TIMED = 3
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class LoadedModel:
     """One group's model, ready to run. Requests keep the one that they were given to the end."""
 

@@ -1,8 +1,10 @@
 """Models are loaded once, held within a bound, swapped whole, and let go of."""
 
 import copy
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -230,6 +232,18 @@ def test_the_least_recently_used_goes_first(many: Any) -> None:
     many.predict(ROW, "E")
     assert symbols_held(many) == "CDE"
     assert many.serving.predictors.size_bytes == sum(m.size_bytes for m in many.serving.predictors.loaded()) <= 400_000
+
+
+def test_what_had_to_make_way_is_gone_from_memory(many: Any) -> None:
+    many.predict(ROW, "A")
+    loaded = many.serving.predictors.held(many.group("A"))
+    many.serving.model_info(many.serving.resolve("A", None), loaded)
+    gone = weakref.ref(loaded)
+    del loaded
+    for symbol in "BCDE":
+        many.predict(ROW, symbol)
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_model_larger_than_the_bound_is_served_and_not_kept(many: Any) -> None:
