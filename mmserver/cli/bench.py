@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import click
 
 from mmserver.cli.load_generator import STUCK_S, WARM_UP_S, percentiles
 from mmserver.cli.options import json_option, with_settings
 from mmserver.cli.output import print_json, print_rows, shown
-from mmserver.errors import GroupHasNoModel, RequestInvalid
+from mmserver.errors import GroupHasNoModel, RequestInvalid, SymbolAmbiguous
 from mmserver.settings import CONFIG_FILE_NAME, Settings
 
 if TYPE_CHECKING:
@@ -41,9 +41,28 @@ NOTE = (
     "Over HTTP each connection sends one row, waits for the answer, and sends the next. The load generator is Python and shares "
     "this machine's processors with the server: what is shown is what both reach together."
 )
+OF_ITS_OWN = {"MMSERVER_PROBE_PORT": "0", "MMSERVER_TRUSTED_HOSTS": "127.0.0.1"}
+"""What the copy cannot have as the server beside it has it: a port, and the name that it is called by."""
 Rows: TypeAlias = list[list[float | None]]
 Subject: TypeAlias = dict[str, Any]
 Line: TypeAlias = dict[str, Any]
+
+
+class NotMeasured(click.ClickException):
+    """A server is not there, or gives no predictions; the exit code is that of the same refusal without HTTP."""
+
+    def __init__(self, message: str, status: int = 503) -> None:
+        super().__init__(message)
+        self._status = status
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        """What the command ends with."""
+        return {404: 4, 410: 4}.get(self._status, 5 if self._status >= 500 else 2)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it as every refusal is printed."""
+        click.echo(f"mmserver: {shown(self.message)}", file=file, err=True)
 
 
 @click.command()
@@ -75,6 +94,8 @@ def bench(
     The server that is measured is started for it, on a copy of the state, and ends with it.
     """
     if url is not None:
+        if urllib.parse.urlsplit(url).scheme != "http":
+            raise RequestInvalid(f"{url}: only http://HOST:PORT can be measured")
         subject, lines = _of_server(url.rstrip("/"), model, symbol, version, seconds)
     else:
         subject, lines = _of_state(settings, model, symbol, version, seconds)
@@ -96,7 +117,7 @@ def _of_state(
 
     with open_store(settings, owns_data_dir=False) as store:
         serving = Serving(store)
-        resolved = serving.resolve(symbol, model, version)
+        resolved = _resolved(serving, model, symbol, version)
         rows = _probe_rows(store, resolved.group)
         subject = {
             "model_name": resolved.version.model_name,
@@ -109,6 +130,16 @@ def _of_state(
         with _server_on_a_copy(store) as url:
             lines += _over_http(url, _bodies(subject, rows), seconds)
     return subject, lines
+
+
+def _resolved(serving: "Serving", model: str, symbol: str | None, version: str | None) -> "Resolved":
+    try:
+        return serving.resolve(symbol, model, version)
+    except SymbolAmbiguous as error:
+        if symbol is not None:
+            raise
+        listed = error.values["group_keys"]
+        raise RequestInvalid(f"{model} has several symbols, in {listed}; name one with --symbol") from error
 
 
 def _of_server(
@@ -212,8 +243,6 @@ def _bodies(subject: Subject, rows: Rows) -> list[str]:
 def _over_http(url: str, bodies: list[str], seconds: float) -> Iterator[Line]:
     """The same requests over a few connections and over many, from another process."""
     parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise RequestInvalid(f"{url}: only http://HOST:PORT can be measured")
     plan = {
         "address": parts.hostname,
         "port": parts.port or 80,
@@ -236,7 +265,7 @@ def _generated(plan: dict[str, Any], seconds: float) -> dict[str, Any]:
         raise click.ClickException((done.stderr.strip().splitlines() or ["the load generator died"])[-1])
     result: dict[str, Any] = json.loads(done.stdout)
     if "error" in result:
-        raise click.ClickException(result["error"])
+        raise NotMeasured(result["error"])
     return result
 
 
@@ -265,10 +294,16 @@ def _server_on_a_copy(store: "Store") -> Iterator[str]:
         given = click.get_current_context().params.get("config")
         if given is not None or config.is_file():
             command += ["--config", str(given or config)]
-        with (place / "log").open("w+") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:  # noqa: S603
+        with (
+            (place / "log").open("w+") as log,
+            subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **OF_ITS_OWN}) as process,  # noqa: S603
+        ):
             try:
-                _wait_for(process, port, place / "log")
+                _wait_for(process, port)
                 yield f"http://127.0.0.1:{port}"
+            except NotMeasured as error:
+                told = (place / "log").read_text(errors="replace")[-500:].strip()
+                raise NotMeasured(f"{error.message}; the server's log ends with: {told}") from error
             finally:
                 process.terminate()
 
@@ -279,13 +314,13 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _wait_for(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+def _wait_for(process: "subprocess.Popen[bytes]", port: int) -> None:
     until = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < until:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise click.ClickException(f"the server did not start: {log.read_text(errors='replace')[-500:].strip()}")
+    raise NotMeasured("the server did not start")
 
 
 def _get(url: str, version: str | None, **query: str) -> Any:
@@ -295,9 +330,10 @@ def _get(url: str, version: str | None, **query: str) -> Any:
         answer = httpx.get(url, params={**query, **({"version": version} if version else {})}, timeout=STUCK_S)
         document = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise click.ClickException(f"{url}: {error}") from error
+        raise NotMeasured(f"{url}: {error}") from error
     if answer.status_code != httpx.codes.OK:
-        raise RequestInvalid(f"{url}: {document.get('detail', answer.status_code)}")
+        detail = document.get("detail") if isinstance(document, dict) else None
+        raise NotMeasured(f"{url}: {detail or answer.status_code}", answer.status_code)
     return document
 
 

@@ -9,6 +9,8 @@ import msgspec
 
 HIDDEN = "-"
 """What a table shows for None."""
+_LONG = 1e6
+"""From here on six digits would need an exponent."""
 
 
 def print_rows(rows: Iterable[Any], columns: Sequence[str], *, as_json: bool) -> None:
@@ -44,6 +46,11 @@ def shown(value: Any) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def _glance(value: Any) -> str:
+    """As `shown`, with the digits of a number that a person reads; pipes and JSON have all of them."""
+    return f"{value:.6g}" if isinstance(value, float) and abs(value) < _LONG else shown(value)
+
+
 def _cell(row: Any, column: str) -> Any:
     return row[column] if isinstance(row, Mapping) else getattr(row, column)
 
@@ -58,5 +65,5 @@ def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> N
         numeric = bool(rows) and all(isinstance(row[column], int | float) for row in rows)
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(shown(row[column])) for column in columns))
+        table.add_row(*(Text(_glance(row[column])) for column in columns))
     Console().print(table)

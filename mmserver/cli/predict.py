@@ -12,7 +12,7 @@ import click
 
 from mmserver.cli.options import json_option, with_settings
 from mmserver.cli.output import print_rows, shown
-from mmserver.errors import MmserverError
+from mmserver.errors import MmserverError, RequestInvalid
 from mmserver.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmserver.serving.predictions import Prediction, Resolved, Serving
     from mmserver.serving.tables import Table
 
-COLUMNS = ("row", "symbol", "direction", "confidence", "probability", "expected_return", "model_name", "model_version")
+COLUMNS = ("row", "direction", "confidence", "probability", "expected_return", "model_version")
 CONTRIBUTION_COLUMNS = ("row", "output", "factor", "value", "contribution")
 BASE = "(base)"
 STDIN = "-"
@@ -34,8 +34,8 @@ _PARQUET_MAGIC = b"PAR1"
     "--features",
     required=True,
     metavar="FILE",
-    help="CSV with a header of factor names, or JSON: an array of numbers, an object by factor name, or an array of "
-    "either; one prediction a row. `-` is the standard input.",
+    help="CSV with a header of factor names in any order, or JSON: an array of numbers in the model's order, an object by "
+    "factor name, or an array of either; or Parquet. One prediction a row. `-` is the standard input.",
 )
 @click.option("--version", metavar="LABEL", help="Another version than the one that is served.")
 @click.option("--explain", is_flag=True, help="Show what each factor contributes.")
@@ -50,6 +50,8 @@ def predict(
     from mmserver.serving.tables import rows_from_table, unused_columns
 
     table = _table_from_bytes(_read(features))
+    if not table.n_rows:
+        raise RequestInvalid("there are no rows to predict for")
     with open_store(settings, owns_data_dir=False) as store:
         serving = Serving(store)
         resolved = serving.resolve(symbol, model, version)
@@ -73,7 +75,10 @@ def predict(
 
 
 def _read(features: str) -> bytes:
-    return sys.stdin.buffer.read() if features == STDIN else Path(features).read_bytes()
+    try:
+        return sys.stdin.buffer.read() if features == STDIN else Path(features).read_bytes()
+    except OSError as error:
+        raise click.BadParameter(f"{shown(features)}: {error.strerror}", param_hint="--features") from error
 
 
 def _table_from_bytes(data: bytes) -> "Table":
@@ -89,8 +94,9 @@ def _table_from_bytes(data: bytes) -> "Table":
     from mmserver.web.plain_json import strict_document
 
     document = strict_document(data)
-    rows = document if isinstance(document, list) and document and isinstance(document[0], list | dict) else [document]
-    if isinstance(rows[0], dict):
+    is_rows = isinstance(document, list) and (not document or isinstance(document[0], list | dict))
+    rows = document if is_rows else [document]
+    if rows and isinstance(rows[0], dict):
         return table_from_records(rows, "features")
     return table_from_rows(rows, "features")
 
@@ -142,12 +148,10 @@ def _row(row: int, prediction: "Prediction") -> dict[str, Any]:
     decision = prediction.decision
     return {
         "row": row,
-        "symbol": prediction.symbol,
         "direction": decision.direction,
         "confidence": decision.confidence,
         "probability": decision.probability,
         "expected_return": decision.expected_return,
-        "model_name": prediction.model_name,
         "model_version": prediction.version,
     }
 

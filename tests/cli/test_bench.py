@@ -74,7 +74,8 @@ def test_a_server_that_runs_is_measured_by_its_address(state: Path) -> None:
     try:
         url = f"http://127.0.0.1:{server.effective_port}/"
         done = run("bench", "alpha", "--url", url, "--seconds", "0.1")
-        run("bench", "beta", "--url", url, "--seconds", "0.1", code=2)
+        run("bench", "beta", "--url", url, "--seconds", "0.1", code=4)
+        run("bench", "alpha", "--symbol", "XRP", "--url", url, "--seconds", "0.1", code=4)
     finally:
         server.close()
         thread.join(10)
@@ -94,12 +95,41 @@ def test_a_server_that_runs_is_measured_by_its_address(state: Path) -> None:
         (("alpha", "--symbol", "XRP"), 4),
         (("alpha", "--version", "9"), 4),
         (("alpha", "--seconds", "0"), 2),
-        (("alpha", "--url", "ftp://localhost"), 1),
-        (("alpha", "--url", "http://127.0.0.1:9"), 1),
+        (("alpha", "--url", "ftp://localhost"), 2),
+        (("alpha", "--url", "localhost:6300"), 2),
+        (("alpha", "--url", "http://127.0.0.1:9"), 5),
     ],
 )
 def test_what_cannot_be_measured_has_its_exit_code(arguments: tuple[str, ...], code: int, state: Path) -> None:
     assert run("bench", *arguments, "--data-dir", state, code=code).stderr
+
+
+def test_a_model_of_several_symbols_asks_for_one(tmp_path: Path, models: list[bytes]) -> None:
+    artifacts = tmp_path / "artifacts"
+    artifacts.mkdir()
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        (artifacts / f"{symbol}_ret_1h_factors.txt").write_text("mom_1h\nvol_1d\n")
+        (artifacts / f"{symbol}_ret_1h_model.pkl").write_bytes(models[0])
+    run("models", "add", "alpha", artifacts, "--data-dir", tmp_path / "data")
+    said = run("bench", "alpha", "--data-dir", tmp_path / "data", code=2).stderr
+    assert "BTCUSDT_ret_1h, ETHUSDT_ret_1h; name one with --symbol" in said
+
+
+def test_the_copy_takes_neither_the_port_nor_the_name_of_the_server_beside_it(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        monkeypatch.setenv("MMSERVER_PROBE_PORT", str(taken.getsockname()[1]))
+        monkeypatch.setenv("MMSERVER_TRUSTED_HOSTS", "models.example")
+        done = run("bench", "alpha", "--seconds", "0.1", "--json", "--data-dir", state)
+    assert [line["what"] for line in json.loads(done.stdout)["items"]].count("POST /predict") == len(HTTP_LINES)
+
+
+def test_a_copy_that_does_not_start_in_time_is_not_measured(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmserver.cli.bench.START_S", 0.0)
+    done = run("bench", "alpha", "--seconds", "0.1", "--data-dir", state, code=5)
+    assert "the server did not start; the server's log ends with: " in done.stderr
+    assert done.stdout == ""
 
 
 # --- the load generator -----------------------------------------------------------------------------------------------

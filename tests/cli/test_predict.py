@@ -17,7 +17,7 @@ from mmserver.cli.main import main
 Run = Callable[..., Any]
 FACTORS = ("mom_1h", "vol_1d")
 ROWS = [[0.5, -1.0], [-1.5, 0.25], [2.0, 2.0]]
-COLUMNS = ["row", "symbol", "direction", "confidence", "probability", "expected_return", "model_name", "model_version"]
+COLUMNS = ["row", "direction", "confidence", "probability", "expected_return", "model_version"]
 
 
 def run(*arguments: str | Path, code: int = 0, stdin: str | None = None) -> Any:
@@ -105,7 +105,7 @@ def test_a_pipe_gets_a_header_and_a_line_for_each_row(predict: Run) -> None:
     assert [line.split("\t")[0] for line in lines] == ["0", "1", "2"]
     for line in lines:
         row = dict(zip(COLUMNS, line.split("\t"), strict=True))
-        assert (row["symbol"], row["model_name"], row["probability"]) == ("BTCUSDT", "alpha", "-")
+        assert row["probability"] == "-"
         assert row["direction"] == ("BUY" if float(row["expected_return"]) > 0 else "SELL")
 
 
@@ -153,6 +153,9 @@ def test_explaining_shows_what_each_factor_contributes_and_the_sum_is_the_predic
         ("[[1, 2], 3]", "array of rows"),
         ('{"mom_1h": "1", "vol_1d": 1}', "row 0, mom_1h: '1' is not a number"),
         ("", "empty"),
+        ("mom_1h,vol_1d\n", "no rows"),
+        ("[]", "no rows"),
+        ("mom_1h;vol_1d\n1;2\n", "missing columns: 'mom_1h', 'vol_1d'; given, but unknown: 'mom_1h;vol_1d'"),
     ],
 )
 def test_features_that_do_not_fit_are_2_by_name(text: str, said: str, predict: Run) -> None:
@@ -167,7 +170,8 @@ def test_features_that_do_not_fit_are_2_by_name(text: str, said: str, predict: R
         (("alpha", "XRPUSDT", "--features", "-"), 4),
         (("beta", "BTCUSDT", "--features", "-"), 4),
         (("alpha", "BTCUSDT", "--features", "-", "--version", "9"), 4),
-        (("alpha", "BTCUSDT", "--features", "gone.json"), 5),
+        (("alpha", "BTCUSDT", "--features", "gone.json"), 2),
+        (("alpha", "BTCUSDT", "--features", "."), 2),
         (("alpha", "BTCUSDT"), 2),
     ],
 )
