@@ -21,7 +21,7 @@ from mmserver.demo.training import HORIZON_DAYS, split_rows
 from mmserver.errors import DirectoryInvalid
 from mmserver.settings import Settings
 
-pytest.importorskip("arch")
+pytest.importorskip("arch", reason="arch is not installed (the extra demo)")
 
 
 def write(directory: Path, *, retrain: bool = False) -> DemoResult:

@@ -14,9 +14,11 @@ from hypothesis.errors import Unsatisfiable
 
 from mmserver.web.api_description.contents import OPERATIONS
 
-schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
-openapi_checks = pytest.importorskip("schemathesis.specs.openapi.checks")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed (the extra test)")
+openapi_checks = pytest.importorskip(
+    "schemathesis.specs.openapi.checks", reason="schemathesis is not installed (the extra test)"
+)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra test)")
 
 FLAGS = [
     "--no-sandbox",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra test)")
 
 FLAGS = [
     "--no-sandbox",
@@ -126,7 +126,9 @@ def open_page(browser: Any, address: Callable[[str], str]) -> Iterator[Callable[
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_passes_the_accessibility_rules(open_page: Callable[..., Any], name: str, scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe_playwright_python is not installed (the extra test)"
+    ).Axe()
     page = open_page(name, color_scheme=scheme)
     found = axe.run(page, options=RULES).response["violations"]
     assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []

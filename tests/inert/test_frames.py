@@ -113,7 +113,7 @@ def test_every_generation_shows_the_same() -> None:
 @pytest.fixture(scope="module")
 def pandas() -> Any:
     """The pandas that is installed here."""
-    return pytest.importorskip("pandas")
+    return pytest.importorskip("pandas", reason="pandas is not installed (the extra test)")
 
 
 def _assert_same(decoded: Frame, frame: Any) -> None:

@@ -78,7 +78,7 @@ def test_values_are_shown_as_strict_json(value: Any, expected: Any) -> None:
 
 
 def test_frames_and_series() -> None:
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed (the extra test)")
     frame = pandas.DataFrame({"x": [1.0, np.nan], "t": ["a", None]})
     assert to_jsonable(decode(pickle.dumps(frame))) == {"columns": ["x", "t"], "rows": [[1.0, "a"], [None, None]]}
     labelled = frame.set_index(pandas.to_datetime(["2024-01-01", "2024-01-02"], utc=True))

@@ -195,7 +195,7 @@ def test_names_of_numpy_1_are_read_too(protocol: int) -> None:
 
 @PROTOCOLS
 def test_a_model_is_its_class_name_its_parameters_and_the_bytes_of_its_booster(protocol: int) -> None:
-    xgboost = pytest.importorskip("xgboost")
+    xgboost = pytest.importorskip("xgboost", reason="xgboost is not installed (the extra test)")
     x = np.arange(60.0).reshape(20, 3)
     model = xgboost.XGBRegressor(n_estimators=3, max_depth=2, n_jobs=1).fit(x, x[:, 0])
     decoded = decode(pickle.dumps(model, protocol))
@@ -209,9 +209,9 @@ def test_a_model_is_its_class_name_its_parameters_and_the_bytes_of_its_booster(p
 
 
 def test_scikit_learn_objects_are_named_data() -> None:
-    linear = pytest.importorskip("sklearn.linear_model")
-    preprocessing = pytest.importorskip("sklearn.preprocessing")
-    pipeline = pytest.importorskip("sklearn.pipeline")
+    linear = pytest.importorskip("sklearn.linear_model", reason="sklearn is not installed (the extra test)")
+    preprocessing = pytest.importorskip("sklearn.preprocessing", reason="sklearn is not installed (the extra test)")
+    pipeline = pytest.importorskip("sklearn.pipeline", reason="sklearn is not installed (the extra test)")
     x = np.arange(12.0).reshape(6, 2)
     fitted = pipeline.make_pipeline(preprocessing.StandardScaler(), linear.Ridge()).fit(x, x[:, 0])
     decoded = decode(pickle.dumps(fitted))
@@ -220,7 +220,7 @@ def test_scikit_learn_objects_are_named_data() -> None:
 
 
 def test_a_refusal_within_a_model_names_the_model() -> None:
-    ensemble = pytest.importorskip("sklearn.ensemble")
+    ensemble = pytest.importorskip("sklearn.ensemble", reason="sklearn is not installed (the extra test)")
     forest = ensemble.RandomForestRegressor(2).fit(np.eye(4), np.arange(4.0))
     with pytest.raises(
         Undecodable, match=r"unsupported: .* \(within a sklearn\.ensemble\._forest\.RandomForestRegressor\)"

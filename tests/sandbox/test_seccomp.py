@@ -84,7 +84,7 @@ def test_arguments_decide(machine: str) -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_numbers_are_the_kernels(machine: str) -> None:
     if not HEADERS[machine].is_file():
-        pytest.skip("the kernel's headers are not installed")
+        pytest.skip("the kernel's headers are not installed (apt-get install linux-libc-dev)")
     text = HEADERS[machine].read_text()
     known = {
         name: int(number) for name, number in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(?:__NR\w*\+)?(\d+)", text)

@@ -190,7 +190,7 @@ def test_csv_columns_are_matched_by_name(text: str) -> None:
 
 
 def test_what_pandas_writes_is_read_to_the_bit() -> None:
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed (the extra test)")
     values = np.random.default_rng(3).normal(scale=1e4, size=(50, 3)).astype(np.float32)
     values[np.random.default_rng(4).random(values.shape) < 0.2] = np.nan
     frame = pandas.DataFrame(values, columns=list(FACTORS))
@@ -256,8 +256,8 @@ def test_csv_and_json_of_the_same_numbers_give_the_same_rows(cells: list[list[fl
 
 
 def parquet(columns: dict[str, Any], **options: Any) -> bytes:
-    pyarrow = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra test)")
+    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (the extra test)")
     file = io.BytesIO()
     pq.write_table(pyarrow.table(columns), file, **options)
     return file.getvalue()

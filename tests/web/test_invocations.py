@@ -124,8 +124,8 @@ def test_csv_is_predicted_as_xgboost_does(one: Any, media_type: str) -> None:
 
 
 def test_parquet_is_predicted_as_xgboost_does(one: Any) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra test)")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (the extra test)")
     file = io.BytesIO()
     parquet.write_table(
         pyarrow.table({name: [row[i] for row in ROWS] for i, name in reversed(list(enumerate(FACTORS)))}), file
