@@ -1,9 +1,12 @@
 """README and docs are true: links lead somewhere, commands parse, Python runs, and every route, command and reason is described."""
 
 import ast
+import json
 import pickle
 import re
 import shlex
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ import click
 import flask
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from waitress.server import create_server
 
 from mmserver.app import RUNTIME_KEY, create_app
@@ -114,7 +118,7 @@ def shell_commands() -> Iterator[tuple[str, str]]:
         if page.name in EXECUTED_ELSEWHERE:
             continue
         for block in blocks(page, "sh"):
-            for line in map(str.strip, block.splitlines()):
+            for line in (line.strip().removeprefix(".venv/bin/") for line in block.splitlines()):
                 if line.startswith("mmserver "):
                     yield page.name, line
 
@@ -257,6 +261,70 @@ def test_the_folders_described_are_the_folders_there_are() -> None:
     packages = {f"mmserver/{init.parent.name}" for init in (ROOT / "mmserver").glob("*/__init__.py")}
     assert {folder for folder in described if folder.startswith("mmserver/")} == packages
     assert all((ROOT / folder).is_dir() for folder in described)
+
+
+# --- HTTP ------------------------------------------------------------------------------------------------------------
+
+
+def asked_and_answered() -> Iterator[tuple[str, str, str]]:
+    """Every curl command that a page shows whole, and the answer that stands beneath it, which may be shortened."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for match in BLOCK.finditer(page.read_text()):
+            lines = [line.removeprefix("$ ") for line in match["text"].splitlines()]
+            for line, following in zip(lines, [*lines[1:], ""], strict=True):
+                if re.match(r"curl (?!.*(?:…|-si ))", line):
+                    yield page.name, line, following.removeprefix("#").strip()
+
+
+def outer_names(answer: str) -> list[str]:
+    """The names of an object's own members, in order, although parts of it may be left out."""
+    depth, names = 0, []
+    for token in re.findall(r'"(?:[^"\\]|\\.)*"\s*:?|[{}\[\]]', answer):
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token, 0)
+        if depth == 1 and token.endswith(":"):
+            names.append(token.rstrip(": ").strip('"'))
+    return names
+
+
+@pytest.fixture(scope="module")
+def demo_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, str]]:
+    """The directory in which `./start.sh --demo` and a retraining were run, where the server answers, and its first version."""
+    pytest.importorskip("arch", reason="arch is not installed (the extra demo)")
+    place = tmp_path_factory.mktemp("demo")
+    for more in ([], ["--retrain"]):
+        command = ["demo", str(place / "data/demo"), "--register", *more, "--data-dir", str(place / "data")]
+        assert CliRunner().invoke(main, command).exit_code == 0
+    made = create_app(Settings(data_dir=place / "data", watch_enabled=False, sandbox_workers=1))
+    listed = made.test_client().get("/api/models/demo/versions").get_json()
+    server = create_server(made, host="127.0.0.1", port=0, threads=2)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield place, f"127.0.0.1:{server.effective_port}", listed["items"][-1]["version"]
+    server.close()
+    thread.join(10)
+    made.extensions[RUNTIME_KEY].close()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not here (apt-get install curl)")
+@pytest.mark.parametrize(
+    ("page", "command", "answer"), [pytest.param(*found, id=found[1]) for found in asked_and_answered()]
+)
+def test_every_request_shown_gets_the_answer_shown(
+    page: str, command: str, answer: str, demo_place: tuple[Path, str, str]
+) -> None:
+    place, address, first_version = demo_place
+    line = re.sub(r"\b20\d{6}_\d{6}\b", first_version, command.replace("localhost:6300", address))
+    done = subprocess.run(
+        ["bash", "-c", f"set -f; {line}"], cwd=place, capture_output=True, text=True, timeout=60, check=True
+    )
+    if not answer.startswith("{"):
+        assert answer == "the same", "an answer is shown for every request"
+        return
+    found = json.loads(done.stdout)
+    shown = outer_names(answer)
+    assert shown
+    assert [name for name in found if name in shown] == shown
+    assert ("code" in found) == ("code" in shown), found
 
 
 # --- Python -----------------------------------------------------------------------------------------------------------
