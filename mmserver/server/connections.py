@@ -18,6 +18,10 @@ from mmserver.web.framing import WAITED_NS_KEY
 if TYPE_CHECKING:
     from mmserver.server.http_server import HttpServer
 
+FIRST_READ_BYTES = 16 << 10
+"""Of what may be many small requests; of a body that has begun, `recv_bytes` are taken at once."""
+MAX_UNSENT_BYTES = 1 << 20
+"""What a client may leave unread and still have its next request answered; it holds its own requests up, not our memory."""
 LINGER_S = 2.0
 """How long the rest of a refused request is read and dropped, so that its sender gets to read why."""
 SLOWEST_BYTES_A_S = 256 << 10
@@ -37,6 +41,7 @@ class Task(WSGITask):  # type: ignore[misc]
     """One request for the application."""
 
     close_on_finish: bool
+    chunked_response: bool
 
     def get_environment(self) -> dict[str, Any]:
         """Called by waitress when the request's turn has come."""
@@ -59,6 +64,8 @@ class Task(WSGITask):  # type: ignore[misc]
             self.set_close_on_finish()
         may_stay_open = self.version == "1.1" and not (self.has_body or self.close_on_finish)
         header: bytes = super().build_response_header()
+        if self.request.command == "HEAD":
+            self.chunked_response = False  # or the end of a body would follow
         if may_stay_open:
             self.close_on_finish = False
             header = header.replace(b"\r\nConnection: close", b"", 1)
@@ -81,6 +88,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     is_unreadable = False
     """What comes after a refused request is not read as one."""
     is_half_closed = False
+    is_held_back = False
+    """Its next request waits until the client has read more of its answers."""
     discards_since: float | None = None
     """The answer is sent, and what the client still sends is dropped."""
 
@@ -96,30 +105,35 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def handle_read(self) -> None:
         """Take what came, and answer at once what is for this thread to answer."""
+        data = self.recv(self.adj.recv_bytes if self.is_unreadable else FIRST_READ_BYTES)
         if self.is_unreadable:
-            self._discard()
             return
-        super().handle_read()
-        if self.is_half_closed and self.socket is not None:
-            self.connected = True  # waitress takes a client that sends no more to be gone
-        while self.waits_inline and self.connected:
-            self.waits_inline = False
-            self.front.answer_inline(self)
+        self.received(data)
+        if len(data) == FIRST_READ_BYTES and self.request is not None and self.request.body_rcv is not None:
+            self.received(self.recv(self.adj.recv_bytes))
+        self._answer_inline()
         if self.total_outbufs_len and not self.requests:
             self.handle_write()
+
+    def handle_expt(self) -> None:
+        """Urgent data, which no request has, and which the loop would report for ever."""
+        self.handle_close()
 
     def recv(self, buffer_size: int) -> bytes:
         """As waitress's, but for a client that shuts its side and still waits for an answer."""
         try:
             data: bytes = self.socket.recv(buffer_size)
-        except ConnectionError:
-            data = b""
+        except BlockingIOError:
+            return b""
+        except OSError:
             self.handle_close()
-        else:
-            if not data and self.requests:
-                self.is_half_closed = True
-                self.requests[-1].connection_close = True
-            elif not data:
+            return b""
+        if not data:
+            with self.requests_lock:
+                self.is_half_closed = bool(self.requests)
+                if self.requests:
+                    self.requests[-1].connection_close = True
+            if not self.is_half_closed:
                 self.handle_close()
         return data
 
@@ -128,12 +142,16 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return not self.is_half_closed and bool(super().readable())
 
     def received(self, data: bytes) -> bool:
-        """Make requests of the bytes; called by waitress's `handle_read`."""
+        """Make requests of the bytes."""
         n_before = len(self.requests)
         is_taken: bool = super().received(data)
         self.front.n_requests += max(0, len(self.requests) - n_before)
         self.is_unreadable = any(r.error is not None and closes_connection(r.error) for r in self.requests)
         return is_taken
+
+    def writable(self) -> bool:
+        """Whether there is something to send, or to go on with once that is sent."""
+        return bool(self.is_held_back or super().writable())
 
     def handle_write(self) -> None:
         """Send what is left, then close if that was the end."""
@@ -141,11 +159,17 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self._begin_to_discard()
         else:
             super().handle_write()
+        if self.is_held_back and self.connected and self.total_outbufs_len <= MAX_UNSENT_BYTES:
+            self.is_held_back = False
+            self.server.add_task(self)
+            self._answer_inline()
 
     def handle_close(self) -> None:
         """Close it, and drop what came of a request."""
         if self.request is not None:
             self.request.close()
+        if self.is_held_back:
+            self._drop_requests()
         super().handle_close()
 
     def answered(self, answer: bytes, *, closes: bool) -> None:
@@ -164,6 +188,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 self._drop_requests()
             elif self.requests:
                 self.server.add_task(self)
+            elif self.request is not None and self.request.expect_continue and self.request.headers_finished:
+                self.send_continue()
 
     def is_idle(self) -> bool:
         """Whether nothing is going on: between two requests, or before the first."""
@@ -179,9 +205,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self._sending = None
         if self.requests:
             return None
+        if self.is_half_closed:
+            return Overdue.CONNECTION
         if self.request is not None:
             allowed_s = deadline_s + self.request.n_received / SLOWEST_BYTES_A_S
-            return Overdue.REQUEST if now - self.request.begun_at > allowed_s else None
+            is_late = now - self.request.begun_at > allowed_s
+            has_only_begun = now - self.idle_since > idle_timeout_s + allowed_s  # again and again, with empty lines
+            return Overdue.REQUEST if is_late or has_only_begun else None
         timeout_s = idle_timeout_s if self.n_answered else min(idle_timeout_s, deadline_s)
         return Overdue.CONNECTION if now - self.idle_since > timeout_s else None
 
@@ -210,6 +240,11 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     # --- parts ---
 
+    def _answer_inline(self) -> None:
+        while self.waits_inline and self.connected:
+            self.waits_inline = False
+            self.front.answer_inline(self)
+
     def _drop_requests(self) -> None:
         for request in self.requests:
             request.close()
@@ -221,14 +256,6 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         try:
             self.socket.shutdown(socket.SHUT_WR)
         except OSError:
-            self.handle_close()
-
-    def _discard(self) -> None:
-        try:
-            data = self.recv(self.adj.recv_bytes)
-        except OSError:
-            data = b""
-        if not data:
             self.handle_close()
 
 

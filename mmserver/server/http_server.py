@@ -3,21 +3,23 @@
 All that this folder relies on in waitress's own workings is named in tests/server/test_waitress.py; setup.cfg pins its version.
 """
 
+import errno
 import logging
 import select
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from waitress import wasyncore
 from waitress.server import create_server
 
 from mmserver.errors import QueueFull
-from mmserver.server.connections import Channel, Overdue
+from mmserver.server.connections import MAX_UNSENT_BYTES, Channel, Overdue
 from mmserver.server.pool import Pool
 from mmserver.server.requests import MAX_HEAD_BYTES, KnownHeads, Request
 from mmserver.settings import Settings
@@ -29,11 +31,15 @@ if TYPE_CHECKING:
 SWEEP_S = 1.0
 CROWDED_IDLE_S = 1.0
 """How long a connection may be idle while others wait to be let in."""
+CROWDED_DEADLINE_S = 5.0
+"""How long a request may take to come, and its answer to be read, while others wait to be let in."""
 LET_GO_A_SWEEP = 64
 LET_IN_A_TURN = 64
 """waitress lets in one a turn, and a turn answers everybody who is in already: the last of many would wait for all of that."""
 N_OWN = 2
 """What waitress counts as connections besides: the listening socket and its trigger."""
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Why the system lets nobody in; whoever waits still waits, and the loop would ask again at once, for ever."""
 REFUSAL_LOG_S = 10.0
 IDLE_TIMEOUT_S = 75.0
 READ_BYTES = 64 << 10
@@ -102,7 +108,8 @@ class HttpServer:
         self._errors_lock = threading.Lock()
         self._io_thread = threading.get_ident()
         self._next_sweep = 0.0
-        self._refusal_logged_at = float("-inf")
+        self._refusal_logged_at = self._no_room_logged_at = float("-inf")
+        self._lacks_files = False
         self._listener = listener
         self._map: dict[int, wasyncore.dispatcher] = {}
         pool.take_by_io_thread = self._take_task
@@ -128,6 +135,8 @@ class HttpServer:
         self._server.channel_class = partial(Channel, self)
         self._let_one_in = self._server.handle_accept
         self._server.handle_accept = self._let_in
+        self._server.accept = self._accept
+        self._server.handle_error = self._server.handle_close = self._server.trigger.handle_error = _end_loop
         self._server.maintenance = lambda _now: None  # `_sweep` does more, by a clock that nobody sets
         self.wake: Callable[[], None] = self._server.pull_trigger
         """Ends the I/O thread's waiting; for other threads."""
@@ -161,6 +170,7 @@ class HttpServer:
 
     def stop_listening(self) -> None:
         """Let nobody else in. The trigger stays: the pool's threads say by it that an answer is ready."""
+        self._lacks_files = False
         wasyncore.dispatcher.close(self._server)
 
     def has_visitors(self) -> bool:
@@ -192,9 +202,25 @@ class HttpServer:
         """Let in who waits at the door, while there is room."""
         for _ in range(LET_IN_A_TURN):
             n_before = len(self._map)
-            self._let_one_in()
+            try:
+                self._let_one_in()
+            except OSError:
+                log.info("a client was gone before it was let in", exc_info=True)
             if len(self._map) == n_before or not self._server.readable():
                 return
+
+    def _accept(self) -> Any:
+        """As waitress's, which does not tell nobody from no room."""
+        try:
+            return wasyncore.dispatcher.accept(self._server)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                self._lacks_files = True  # until the next sweep
+                self._server.accepting = False
+                if self.now - self._no_room_logged_at > REFUSAL_LOG_S:
+                    self._no_room_logged_at = self.now
+                    log.warning("nobody else is let in for now: %s; %d are", error.strerror, len(self.active_channels))
+            return None
 
     def _pull_trigger(self) -> None:
         """Wake the I/O thread, which need not be woken by itself."""
@@ -202,7 +228,10 @@ class HttpServer:
             self.wake()
 
     def _take_task(self, channel: Channel) -> bool:
-        """Whether the I/O thread keeps a task for itself; called by the pool for every request that becomes a connection's first."""
+        """Whether the pool has nothing to do with a task yet; it asks for every request that becomes a connection's first."""
+        if channel.total_outbufs_len > MAX_UNSENT_BYTES:
+            channel.is_held_back = True
+            return True
         if threading.get_ident() != self._io_thread:
             return False
         request = channel.requests[0]
@@ -231,18 +260,32 @@ class HttpServer:
     def _sweep(self) -> None:
         """Close what has had its time."""
         for channel in list(self.active_channels.values()):
-            overdue = channel.overdue(self.now, self.limits.request_deadline_s, self.limits.idle_timeout_s)
-            if overdue is Overdue.CONNECTION:
-                channel.handle_close()
-            elif overdue is Overdue.REQUEST:
-                channel.refuse_slow_request()
-        if len(self.active_channels) >= self.limits.connection_limit and self.has_visitors():
+            self._end_if_overdue(channel, self.limits.request_deadline_s, self.limits.idle_timeout_s)
+        is_full = self._lacks_files or len(self.active_channels) >= self.limits.connection_limit
+        if is_full and self.has_visitors():
             self._make_room()
+        if self._lacks_files:
+            self._lacks_files = False
+            self._server.accepting = True
+
+    def _end_if_overdue(self, channel: Channel, deadline_s: float, idle_timeout_s: float) -> bool:
+        overdue = channel.overdue(self.now, deadline_s, idle_timeout_s)
+        if overdue is Overdue.CONNECTION:
+            channel.handle_close()
+        elif overdue is Overdue.REQUEST:
+            channel.refuse_slow_request()
+        return overdue is not None
 
     def _make_room(self) -> None:
-        """Close the connections that were idle longest, so that others who wait at the door are let in."""
-        idle = [channel for channel in list(self.active_channels.values()) if channel.is_idle()]
-        idle.sort(key=lambda channel: channel.idle_since)
-        for channel in idle[:LET_GO_A_SWEEP]:
-            if self.now - channel.idle_since > CROWDED_IDLE_S:
-                channel.handle_close()
+        """Part with those who keep others waiting at the door: who has been idle longest, or drags its request or answer out."""
+        deadline_s = min(self.limits.request_deadline_s, CROWDED_DEADLINE_S)
+        n_let_go = 0
+        for channel in sorted(self.active_channels.values(), key=lambda channel: channel.idle_since):
+            n_let_go += self._end_if_overdue(channel, deadline_s, CROWDED_IDLE_S)
+            if n_let_go == LET_GO_A_SWEEP:
+                break
+
+
+def _end_loop() -> NoReturn:
+    """What befalls the listening socket or the trigger ends the process: waitress would go on, and let nobody in."""
+    raise RuntimeError("the server's own socket failed") from sys.exception()

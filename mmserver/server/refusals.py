@@ -58,6 +58,6 @@ class RefusalTask(Task):  # type: ignore[misc]
             ("X-Request-ID", request_id),
         ]
         self.content_length = len(content)
-        if closes_connection(request.error) or front.is_stopping:
+        if closes_connection(request.error) or front.is_stopping or request.connection_close:
             self.set_close_on_finish()
         self.write(b"" if getattr(request, "command", "") == "HEAD" else content)

@@ -8,7 +8,7 @@ from typing import Any
 
 from waitress.buffers import OverflowableBuffer
 from waitress.parser import HTTPRequestParser, ParsingError
-from waitress.receiver import FixedStreamReceiver
+from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
 
 from mmserver.errors import HostUnknown, MmserverError
 from mmserver.server.refusals import RequestRefused
@@ -16,6 +16,8 @@ from mmserver.server.refusals import RequestRefused
 MAX_HEAD_BYTES = 16 << 10
 MAX_URI_BYTES = 8 << 10
 MAX_FIELDS = 100
+MAX_CHUNK_LINE_BYTES = 1 << 10
+"""Of a chunk's size with its extensions, and of all trailers; waitress reads on without end, again and again from the start."""
 _MAX_KNOWN_HEADS = 512
 _MAX_KNOWN_BYTES = 2 << 10
 FIELDS_OF_HEAD = (
@@ -27,6 +29,8 @@ FIELDS_OF_HEAD = (
 
 _ODD = re.compile(rb"[^\t\r\n\x20-\x7e\x80-\xff]|\r\n[ \t]|(?<!\r)\n|\r(?=[^\n])")
 """Control characters, folded lines, and line ends that are only half of one."""
+_ODD_START = re.compile(rb"(?:\r\n)*(?:[ \t\n\x0b\x0c]|\r[^\n])")
+"""What waitress would strip from before a head; only empty lines may stand there."""
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n(?!.*\r\ntransfer-encoding:)", re.DOTALL)
 _OTHER_CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*(?!chunked\b)[a-z]")
 """Which waitress refuses as not implemented."""
@@ -82,10 +86,16 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
     def received(self, data: bytes) -> int:
         """Take what belongs to this request; returns how much of the data that is."""
         self.n_received += len(data)
-        consumed: int = super().received(data)
+        if self.body_rcv is None and _ODD_START.match(self.header_plus + data):
+            self._refuse(RequestRefused(HTTPStatus.BAD_REQUEST, "only empty lines may stand before a request"))
+            consumed = len(data)
+        else:
+            consumed = super().received(data)
         if self.body_rcv is not None:
             if len(self.body_rcv) > self._max_body_bytes:
                 self._refuse(RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
+            elif self.chunked:
+                self._check_chunks(self.body_rcv)
         elif not self.headers_finished:
             self._check_begun(data)
         if self.completed:
@@ -95,7 +105,10 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
-        """Called once by waitress with the whole head."""
+        """Called once by waitress with the whole head, or with a stand-in for one that is too large."""
+        if self.header_bytes_received >= self.adj.max_request_header_size:
+            super().parse_header(header_plus)
+            return
         known = self._known_heads.find(header_plus)
         if known is not None:
             self.__dict__.update(known)
@@ -126,8 +139,15 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
         if self.completed:
             if self.error is not None and b"\r\n" not in self.header_plus + data:
                 self._refuse(RequestRefused(HTTPStatus.REQUEST_URI_TOO_LONG))
-        elif _ODD.search(self.header_plus):
+        elif _ODD.search(self.header_plus, max(0, len(self.header_plus) - len(data) - 2)):
             self._refuse(RequestRefused(HTTPStatus.BAD_REQUEST, "the header has control characters or folded lines"))
+
+    def _check_chunks(self, receiver: ChunkedReceiver) -> None:
+        """Refuse what stands between chunks, or after them, without being one."""
+        if max(len(receiver.control_line), len(receiver.trailer)) > MAX_CHUNK_LINE_BYTES:
+            self._refuse(RequestRefused(HTTPStatus.BAD_REQUEST, "a chunk's size line, or the trailers, are too long"))
+        elif receiver.completed and _ODD.search(receiver.trailer):
+            self._refuse(RequestRefused(HTTPStatus.BAD_REQUEST, "the trailers have control characters or folded lines"))
 
     def _parse_strictly(self, head: bytes) -> None:
         if _ODD.search(head):
