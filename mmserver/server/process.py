@@ -3,7 +3,6 @@
 import logging
 import os
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -11,7 +10,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType
 
 import flask
 
@@ -21,6 +19,7 @@ from mmserver.server.http_server import HttpServer, Limits
 from mmserver.server.inline import InlineAnswers
 from mmserver.server.pool import Pool
 from mmserver.server.probes import probe_server
+from mmserver.server.signals import Wishes
 from mmserver.server.sockets import Listeners
 from mmserver.serving.cpus import keep_this_thread_on, put_this_thread_first
 from mmserver.settings import Settings
@@ -73,7 +72,7 @@ def serve_app(app: flask.Flask, settings: Settings, listener: socket.socket, pla
     quick = app.extensions[QUICK_KEY]
     allow_open_files(settings.connection_limit + OTHER_FILES)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    stopping = stop_on_signals()
+    wishes = Wishes.of_signals()
     pool = Pool(settings.threads, settings.max_queue, partial(keep_this_thread_on, place.cpu))
     runtime.store.waiting.on_count = lambda n_waiting: pool.set_thread_count(settings.threads + n_waiting)
     inline = InlineAnswers(lambda: quick.made if settings.inline else None, runtime.store)
@@ -83,21 +82,22 @@ def serve_app(app: flask.Flask, settings: Settings, listener: socket.socket, pla
         keep_this_thread_on(place.cpu)
         put_this_thread_first()
         beat = Beat(place, server)
-        while not stopping.is_set():
+        while not wishes.is_stopping:
             server.turn(LOOP_S)
             beat()
         server.is_stopping = True
         runtime.store.waiting.close()
         runtime.store.wake_waiting()
-        _drain(server, listener, is_shared=settings.workers > 1 and not hasattr(socket, "SO_REUSEPORT"))
+        _drain(server, listener, wishes, is_shared=settings.workers > 1 and not hasattr(socket, "SO_REUSEPORT"))
 
     if settings.inline:
         threading.Thread(target=quick, name="quick routes", daemon=True).start()
     with ThreadPoolExecutor(1, thread_name_prefix="io") as threads:
         io_thread = threads.submit(run)
-        io_thread.add_done_callback(lambda _: stopping.set())  # should it ever fail, so must the process
-        stopping.wait()
-        server.wake()
+        io_thread.add_done_callback(lambda _: wishes.stop())  # should it ever fail, so must the process
+        while not io_thread.done():
+            wishes.wait()
+            server.wake()
         io_thread.result()
     pool.shutdown(cancel_pending=True, timeout=1)
     server.close()
@@ -140,19 +140,6 @@ def announce(settings: Settings, listeners: Listeners) -> None:
         log.warning("no API key exists: everybody who can reach port %d can read and change models", port)
 
 
-def stop_on_signals(*also: threading.Event) -> threading.Event:
-    """The event that SIGTERM and SIGINT set, and with it others that somebody waits for."""
-    stopping = threading.Event()
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        for event in (stopping, *also):
-            event.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    return stopping
-
-
 def allow_open_files(n_wanted: int) -> None:
     """Raise this process's own limit of open files, as far as the machine allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -163,7 +150,7 @@ def allow_open_files(n_wanted: int) -> None:
             log.warning("only %d files may be open (ulimit -n): fewer connections than connection_limit fit", allowed)
 
 
-def _drain(server: HttpServer, listener: socket.socket, *, is_shared: bool) -> None:
+def _drain(server: HttpServer, listener: socket.socket, wishes: Wishes, *, is_shared: bool) -> None:
     """Take in who had connected, and answer what they asked, for as long as the grace period lasts; nobody else is let in."""
     deadline = time.monotonic() + GRACE_S
     door_closes_at = time.monotonic() + DOOR_S
@@ -173,6 +160,6 @@ def _drain(server: HttpServer, listener: socket.socket, *, is_shared: bool) -> N
         listener.shutdown(socket.SHUT_RDWR)  # closing would not do: the supervisor has it open too
     server.stop_listening()
     server.turn(0)
-    while server.active_channels and time.monotonic() < deadline:
+    while server.active_channels and time.monotonic() < deadline and not wishes.is_hastened:
         server.close_idle()
         server.turn(0.05)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,15 +15,20 @@ import msgspec
 from mmserver.app import open_store
 from mmserver.server.board import Board
 from mmserver.server.post import Post
-from mmserver.server.process import GRACE_S, announce, stop_on_signals
+from mmserver.server.process import GRACE_S, announce
+from mmserver.server.signals import Wishes
 from mmserver.server.sockets import Listeners
 from mmserver.serving.cpus import cpus_for
 from mmserver.settings import Settings
 from mmserver.storage.data_dir import DataDir
 
+LOOK_S = 1.0
 RESTART_PAUSE_S = 1.0
-"""Between two starts of one worker: one that cannot start must not be tried all the time."""
+MAX_RESTART_PAUSE_S = 30.0
+SHORT_LIFE_S = 30.0
+"""A worker that ends sooner may never have served: the pause before the next doubles each time, or starting would be all we do."""
 END_TIMEOUT_S = GRACE_S + 5
+HASTENED_END_S = 4.0
 LASTING_EXIT_CODES = (2, 3, 4)
 """Of a worker that was refused (see `mmserver --help`): starting it again would not help."""
 log = logging.getLogger(__name__)
@@ -37,9 +41,8 @@ def supervise(settings: Settings, listeners: Listeners) -> int:
     """
     with open_store(settings):
         pass
-    news = threading.Event()
-    stopping = stop_on_signals(news)
-    signal.signal(signal.SIGCHLD, lambda _number, _frame: news.set())
+    wishes = Wishes.of_signals()
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: wishes.wake())
     with ExitStack() as held:
         kept_open = []
         if settings.snapshot is None:
@@ -51,16 +54,29 @@ def supervise(settings: Settings, listeners: Listeners) -> int:
         workers = [_Worker(settings, post, board, kept_open) for post in posts]
         announce(settings, listeners)
         code = 0
-        while not code and not stopping.is_set():
-            news.wait(RESTART_PAUSE_S)
-            news.clear()
+        while not code and not wishes.is_stopping:
+            wishes.wait(LOOK_S)
             for worker in workers:
                 code = code or worker.look()
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.wait()
+        _end(workers, wishes)
     return code
+
+
+def _end(workers: "Sequence[_Worker]", wishes: Wishes) -> None:
+    """Let all finish what they have accepted; not for ever, and not for long when asked again."""
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + END_TIMEOUT_S
+    was_hastened = False
+    while any(worker.is_running() for worker in workers) and time.monotonic() < deadline:
+        wishes.wait(LOOK_S)
+        if wishes.is_hastened and not was_hastened:
+            was_hastened = True
+            deadline = min(deadline, time.monotonic() + HASTENED_END_S)
+            for worker in workers:
+                worker.terminate()
+    for worker in workers:
+        worker.kill()
 
 
 def _posts(settings: Settings, listeners: Listeners, board: Board) -> list[Post]:
@@ -86,6 +102,8 @@ class _Worker:
         self._board = board
         self._kept_open = kept_open
         self._is_missed = False
+        self._restart_at = 0.0
+        self._n_short_lives = 0
         self._start()
 
     def look(self) -> int:
@@ -98,8 +116,10 @@ class _Worker:
             self._board.clear(self._post.slot)
             if code in LASTING_EXIT_CODES:
                 return code
-            log.error("worker %d ended with %s; starting another", self._process.pid, code)
-        if time.monotonic() - self._started_at >= RESTART_PAUSE_S:
+            pause_s = self._pause_s()
+            self._restart_at = time.monotonic() + pause_s
+            log.error("worker %d ended with %s; starting another in %g s", self._process.pid, code, pause_s)
+        if time.monotonic() >= self._restart_at:
             self._start()
         return 0
 
@@ -107,13 +127,22 @@ class _Worker:
         """Let it finish what it has accepted."""
         self._process.terminate()
 
-    def wait(self) -> None:
-        """Wait until it has; not for ever."""
-        try:
-            self._process.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+    def is_running(self) -> bool:
+        """Whether its process has not ended yet."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it, if that has not happened."""
+        self._process.kill()
+        self._process.wait()
+
+    def _pause_s(self) -> float:
+        """How long to wait with another: not at all for one that has served long, or has ended soon for the first time."""
+        lived_s = time.monotonic() - self._started_at
+        self._n_short_lives = self._n_short_lives + 1 if lived_s < SHORT_LIFE_S else 0
+        if self._n_short_lives <= 1:
+            return 0.0
+        return float(min(RESTART_PAUSE_S * 2 ** min(self._n_short_lives - 2, 16), MAX_RESTART_PAUSE_S))
 
     def _start(self) -> None:
         post = self._post
