@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -307,3 +309,37 @@ def test_without_a_script_a_page_says_where_the_description_is(
     link = page.locator("main").get_by_role("link", name="openapi.json")
     assert link.is_visible()
     assert demo.get(link.get_attribute("href"))["openapi"].startswith("3.1")
+
+
+# --- the examples -----------------------------------------------------------------------------------------------------
+
+LAST = ("v2_unload", "v2_load", "remove_model")
+"""They change what the others are about."""
+
+
+@pytest.mark.slow
+def test_every_example_request_is_answered_by_the_demo_as_it_stands(
+    servers: Any, mmserver: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Addresses filled with their examples, bodies in each media type that has one; only the shown root is not everybody's."""
+    pytest.importorskip("arch", reason="the demo needs arch")
+    mmserver("demo", tmp_path / "demo", "--register", "--data-dir", tmp_path / "state")
+    server = servers.start(data_dir=tmp_path / "state", MMSERVER_DEFAULT_MODEL="demo.SP500")
+    described = server.get("/openapi.json")
+    found = [(path, method, item[method]) for path, item in described["paths"].items() for method in item]
+    found.sort(key=lambda one: LAST.index(one[2]["operationId"]) if one[2]["operationId"] in LAST else -1)
+    refused = []
+    for path, method, operation in found:
+        parameters = [one for one in operation.get("parameters", ()) if one["required"]]
+        address = path.format(**{one["name"]: one["example"] for one in parameters if one["in"] == "path"})
+        query = {one["name"]: one["example"] for one in parameters if one["in"] == "query"}
+        contents = operation.get("requestBody", {}).get("content", {})
+        bodies = [(kind, content["example"]) for kind, content in contents.items() if "example" in content]
+        for media_type, example in bodies or [("", None)]:
+            text = example if isinstance(example, str) else json.dumps(example) if example is not None else ""
+            content = text.replace("/srv/models", str(tmp_path)).encode()
+            headers = {"Content-Type": media_type} if media_type else {}
+            answer = server.client.request(method, address, params=query, content=content, headers=headers)
+            if answer.status_code >= 300:
+                refused.append((operation["operationId"], media_type, answer.status_code, answer.text))
+    assert refused == []

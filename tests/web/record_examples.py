@@ -55,7 +55,7 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
         "reload_ml_model": {"model_name": "demo", "version": "latest"},
         "reload_ml_model_by_name": {"version": "latest"},
         "register_model": {"model_name": "demo2", "root_path": item["root_path"]},
-        "rollback_model": {"version": new},
+        "rollback_model": {"version": "latest"},
         "set_quantiles": {"pkl_path": venues[0]["pkl_path"]},
         "v2_infer": {"id": "1", "inputs": [tensor]},
         "v2_infer_of_version": {"id": "1", "inputs": [tensor]},
@@ -66,6 +66,7 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
         "invoke_model": table,
         "invoke_version": table,
     }
+    csv = ",".join(factors) + "\n" + ",".join(map(str, vector)) + "\n"
     queries: dict[str, Any] = {"diff_versions": {"from": old, "to": new}, "list_versions": {"limit": 1}}
     examples: dict[str, Any] = {}
     for operation in sorted(OPERATIONS, key=lambda operation: LAST.get(operation.name, 0)):
@@ -86,6 +87,10 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
         is_json = response.headers["content-type"] == "application/json" and response.text.strip()
         answer = shortened(response.json()) if is_json else response.text
         examples[name] = {"request": bodies[name], "response": answer} if name in bodies else {"response": answer}
+        if bodies.get(name) is table:
+            same = client.post(address, content=csv, headers={"Content-Type": "text/csv"}).raise_for_status()
+            assert same.content == response.content
+            examples[name]["request_csv"] = csv
     text = json.dumps(examples).replace(root, SHOWN_ROOT)
     return dict(sorted(json.loads(text).items()))
 

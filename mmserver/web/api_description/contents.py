@@ -36,7 +36,8 @@ _DESCRIPTION = """\
 A model manager and model server for trading models.
 
 - JSON in, JSON out, UTF-8. Unknown fields are ignored. Refused are malformed JSON, names given twice, `NaN`, `Infinity`,
-  numbers beyond 64 bits, and more than {depth} levels. A body has at most {max_body_bytes:,} bytes, a prediction {max_rows:,} rows.
+  integers beyond 64 bits, NUL in texts, and more than {depth} levels. A body has at most {max_body_bytes:,} bytes, a prediction
+  {max_rows:,} rows.
 - Errors are `application/problem+json` (RFC 9457); `code` is stable. Under `/v2` they are `{{"error", "code", "request_id"}}`,
   under `/invocations` `{{"error_code", "message", "code", "request_id"}}`. 503 carries `Retry-After`.
 - Every response has `X-Request-ID`. Times are RFC 3339 UTC.
@@ -61,7 +62,9 @@ def api_document(settings: Settings) -> dict[str, Any]:
 
 
 def load_examples() -> dict[str, Any]:
-    """By an operation's name, a `request` and the `response` that a real server gave to it, long ones shortened with `…`."""
+    """By an operation's name, a `request`, the same as `request_csv` where a table may be, and the `response` that a real server
+    gave to it, long ones shortened with `…`.
+    """
     text = (resources.files("mmserver.web.api_description") / "examples.json").read_bytes()
     examples: dict[str, Any] = json.loads(text)
     return examples

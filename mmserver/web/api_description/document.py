@@ -12,6 +12,7 @@ from mmserver.web.api_description.fields import FIELDS
 from mmserver.web.api_description.operations import (
     ADDRESS_TOO_LONG,
     ANYWHERE,
+    CSV,
     HEADERS_TOO_LARGE,
     OF_A_BODY,
     OF_A_QUERY,
@@ -100,7 +101,9 @@ def codes_by_status(operation: Operation) -> dict[int, dict[str, str]]:
 
 
 def _operation(operation: Operation, schemas: "_Schemas", example: Mapping[str, Any]) -> dict[str, Any]:
-    in_path = [PATH_PARAMETERS[name] for name in _RULE_PARAMETER.findall(operation.rule)]
+    own = {parameter.name: parameter for parameter in operation.parameters if parameter.place == "path"}
+    in_path = [own.get(name, PATH_PARAMETERS[name]) for name in _RULE_PARAMETER.findall(operation.rule)]
+    elsewhere = [parameter for parameter in operation.parameters if parameter.place != "path"]
     described: dict[str, Any] = {
         "operationId": operation.name,
         "tags": [operation.tag],
@@ -108,13 +111,15 @@ def _operation(operation: Operation, schemas: "_Schemas", example: Mapping[str, 
     }
     if operation.description:
         described["description"] = operation.description
-    if parameters := [_parameter(parameter) for parameter in (*in_path, *operation.parameters)]:
+    if parameters := [_parameter(parameter) for parameter in (*in_path, *elsewhere)]:
         described["parameters"] = parameters
     if operation.body:
         described["requestBody"] = {
             "description": operation.body.meaning,
             "required": operation.body.is_required,
-            "content": _content(operation.body.types, schemas.of_request, example.get("request")),
+            "content": _content(
+                operation.body.types, schemas.of_request, example.get("request"), example.get("request_csv")
+            ),
         }
     described["responses"] = _responses(operation, schemas, example.get("response"))
     return described
@@ -183,13 +188,17 @@ def _common_headers(status: int) -> dict[str, Any]:
     return headers
 
 
-def _content(types: Mapping[str, TypeOrSchema], schema_of: Any, example: Any) -> dict[str, Any]:
+def _content(
+    types: Mapping[str, TypeOrSchema], schema_of: Any, example: Any, csv_example: str | None = None
+) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for media_type, type_ in types.items():
         content[media_type] = {} if type_ is None else {"schema": schema_of(type_)}
         if example is not None and (media_type.endswith("json") or isinstance(example, str)):
             content[media_type]["example"] = example
             example = None  # it is written in one media type only, the first that it fits
+        elif media_type == CSV and csv_example is not None:
+            content[media_type]["example"] = csv_example
     return content
 
 

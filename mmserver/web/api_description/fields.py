@@ -9,7 +9,15 @@ from typing import Any
 FIELDS: Mapping[str, str | Mapping[str, Any]] = {
     # --- models and versions
     "model_name": "The model's name: 1 to 128 of letters, digits, `_`, `-`, `.`, beginning with a letter, digit or `_`.",
+    "RegisterModel.model_name": {
+        "description": "The model's name: 1 to 128 of letters, digits, `_`, `-`, `.`, beginning with a letter, digit or `_`.",
+        "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$",
+    },
     "root_path": "Absolute path of the watched directory on the server.",
+    "RegisterModel.root_path": {
+        "description": "Absolute path of the watched directory on the server.",
+        "pattern": "^/",
+    },
     "symbol_count": "How many symbols there are.",
     "group_count": "How many groups (symbol and return) there are.",
     "factor_count": "How many distinct factors there are.",
@@ -234,7 +242,7 @@ FIELDS: Mapping[str, str | Mapping[str, Any]] = {
     "ns": "Nanoseconds in all.",
     "success": "Requests that were answered.",
     "fail": "Requests that were refused.",
-    "queue": "Waiting.",
+    "queue": "Waiting for a thread; small requests to quick models wait for none.",
     "compute_input": "Reading inputs.",
     "compute_infer": "Running the model.",
     "compute_output": "Writing outputs.",

@@ -10,6 +10,7 @@ from mmserver import errors
 from mmserver.errors import MmserverError
 
 JSON = "application/json"
+CSV = "text/csv"
 Schema: TypeAlias = Mapping[str, Any]
 
 
@@ -100,7 +101,9 @@ OF_A_CHANGE: tuple[AnyError, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one route; `rule` is Flask's. The parameters in the path are found by their names."""
+    """One method of one route; `rule` is Flask's. The parameters in the path are found by their names; one among `parameters`
+    is meant instead.
+    """
 
     method: str
     rule: str

@@ -1,5 +1,6 @@
 """The operations of the scoring protocol that MLflow and SageMaker share."""
 
+from dataclasses import replace
 from typing import Any
 
 from mmserver import errors
@@ -7,6 +8,7 @@ from mmserver.web.api_description import scoring_bodies as bodies
 from mmserver.web.api_description.operations import (
     AS_OF,
     JSON,
+    MODEL_NAME,
     OF_A_PREDICTOR,
     OF_STORED_DATA,
     Answer,
@@ -26,13 +28,15 @@ _TABLE = Body(
     },
     "Columns are found by factor name; more columns than the model has factors are left out. CSV has a header line.",
 )
+_NAME = replace(
+    MODEL_NAME, meaning="A group as `MODEL.SYMBOL`; `MODEL` alone where it has one group.", example="demo.SP500"
+)
 _OF_A_TABLE = (
     errors.ModelNotFound, errors.VersionNotFound, errors.SymbolNotFound, errors.SymbolAmbiguous, errors.SymbolArchived,
     errors.GroupRefused, errors.FeaturesInvalid, errors.TooManyRows, *OF_A_PREDICTOR,
     errors.PredictionNotFinite, errors.PredictionFailed, errors.CrossSite, *OF_STORED_DATA,
 )  # fmt: skip
 _SHARED: dict[str, Any] = {
-    "parameters": (AS_OF,),
     "body": _TABLE,
     "answers": (
         Answer.json(
@@ -47,18 +51,18 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "POST", "/invocations", "invoke", SCORING, "Score a table with the default model",
         description="`default_model`, or the only model that there is.",
-        errors=(*_OF_A_TABLE, errors.NoDefaultModel), **_SHARED,
+        parameters=(AS_OF,), errors=(*_OF_A_TABLE, errors.NoDefaultModel), **_SHARED,
     ),
     Operation(
         "POST", "/models/<model_name>/invocations", "invoke_model", SCORING, "Score a table with a model",
         description="The name is `MODEL.SYMBOL`, or `MODEL` where it has one group, and may end in `@VERSION`.",
-        errors=_OF_A_TABLE, **_SHARED,
+        parameters=(_NAME, AS_OF), errors=_OF_A_TABLE, **_SHARED,
     ),
     Operation(
         "POST", "/models/<model_name>/versions/<version>/invocations", "invoke_version", SCORING,
         "Score a table with a version of a model",
         description="The name is `MODEL.SYMBOL`, or `MODEL` where it has one group.",
-        errors=_OF_A_TABLE, **_SHARED,
+        parameters=(_NAME, AS_OF), errors=_OF_A_TABLE, **_SHARED,
     ),
     Operation(
         "GET", "/ping", "ping", SCORING, "Whether anything can be predicted",
