@@ -5,6 +5,7 @@ Columns that the model does not know are left out; one that it needs and that is
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
@@ -271,7 +272,7 @@ def _equally_long(rows: list[list[Any]], loc: str, width: int) -> list[list[Any]
 def distinct_names(names: Sequence[str], loc: str) -> tuple[str, ...]:
     """The names of columns; refused where one stands there twice, as nobody knows which is meant."""
     if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         malformed(loc, f"{_shown(twice)} stands there twice")
     return tuple(names)
 

@@ -6,6 +6,7 @@ tensor never reaches a model reinterpreted.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from types import GenericAlias
@@ -195,8 +196,8 @@ def _whole_rows(tensor: Tensor, n_features: int) -> FloatRows:
 def _rows_by_factor(tensors: Sequence[Tensor], factors: Sequence[str], n_features: int) -> FloatRows:
     by_name = {tensor.name: tensor for tensor in tensors}
     if len(by_name) < len(tensors):
-        names = [tensor.name for tensor in tensors]
-        refuse_tensor(next(name for name in names if names.count(name) > 1), "the input is there twice")
+        twice = Counter(tensor.name for tensor in tensors).most_common(1)[0][0]
+        refuse_tensor(twice, "the input is there twice")
     dims = {factor: dim for dim, factor in enumerate(factors)}
     wanted = f"{FEATURES!r}, or one input for each of the {n_features} factors"
     if len(dims) != n_features:  # without a name for each column, or with one for two

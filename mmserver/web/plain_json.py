@@ -6,6 +6,7 @@ Whatever is not proven this way goes to the strict reader, which is ten times sl
 """
 
 from collections.abc import Collection
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -57,6 +58,8 @@ def _n_strings_among(values: Collection[Any], depth_left: int) -> int:
         return 0
     if kinds == {str}:
         return len(values)
+    if kinds == {list} and set(map(type, chain.from_iterable(values))) <= _NUMBERS:  # a table: its rows all at once
+        return _n_strings_among(list(chain.from_iterable(values)), depth_left - 1)
     return sum(
         _n_strings(value, depth_left - 1) if type(value) in (dict, list) else _n_in_scalar(value) for value in values
     )

@@ -208,15 +208,16 @@ def read_batch(request: flask.Request, as_of: datetime | None, max_rows: int) ->
         FieldsInvalid: `requests` is missing or no list, or another of its own fields is of the wrong type.
         TooManyRows: there are more rows than one request may have.
     """
-    batch = batch_from_bytes(read_json_bytes(request, ALSO_JSON), as_of)
+    batch = batch_from_bytes(read_json_bytes(request, ALSO_JSON), as_of, max_rows)
     _limit_rows([item.asked for item in batch.items], max_rows)
     return batch
 
 
-def batch_from_bytes(data: bytes, as_of: datetime | None) -> AskedBatch:
-    """The body as its items, strictly; see `read_batch`."""
+def batch_from_bytes(data: bytes, as_of: datetime | None, max_rows: int) -> AskedBatch:
+    """The body as its items, strictly; see `read_batch`. More items than `max_rows` are not even looked at."""
     plain = _plain_batch(data)
     if plain is not None:
+        _limit_items(plain.requests, max_rows)
         items = [_item(body, body.symbol, plain, as_of) for body in plain.requests]
         return AskedBatch(items, _number(plain.max_batch_size))
     document = _document(data)
@@ -224,6 +225,7 @@ def batch_from_bytes(data: bytes, as_of: datetime | None) -> AskedBatch:
         batch = msgspec.convert(document, _BatchOfAnything)
     except msgspec.ValidationError as error:
         _refuse_fields(field_errors(document, _BatchOfAnything) or [place_from_message(str(error))])
+    _limit_items(batch.requests, max_rows)
     items = []
     for found in batch.requests:
         symbol = found.get("symbol") if isinstance(found, dict) else None
@@ -269,6 +271,11 @@ def _item(
 
 def _number(value: int | UnsetType | None) -> int | None:
     return None if value is UNSET else value
+
+
+def _limit_items(items: Sequence[Any], max_rows: int) -> None:
+    if len(items) > max_rows:
+        raise TooManyRows(n_rows=len(items), limit=max_rows)
 
 
 def _limit_rows(asked: Sequence[Asked | FieldsInvalid | FeaturesInvalid], max_rows: int) -> None:

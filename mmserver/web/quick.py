@@ -104,8 +104,8 @@ class QuickRoutes:
         loaded = None if resolved is None else serving.held(resolved)
         if resolved is None or loaded is None or loaded.row_cost_ns > MAX_ROW_COST_NS:
             return None
-        if isinstance(loaded.interpreter, NoInterpreter):
-            return None  # it is refused anyway, and would be counted twice
+        if isinstance(loaded.interpreter, NoInterpreter) or len(asked.features) not in (1, loaded.layout.width):
+            return None  # it is refused anyway, and would be counted twice; to say all that is wrong may take long
         try:
             row = loaded.layout.row(asked.features)  # type: ignore[arg-type]  # of one shape: `has_plain_features` said so
             decision = serving.predict_row(resolved, loaded, row, begun_ns, waited_ns)

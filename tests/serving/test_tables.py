@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmserver.errors import FeaturesInvalid, RequestInvalid, TooManyRows
-from mmserver.serving.tables import Table, rows_from_table, table_from_csv, table_from_scoring, unused_columns
+from mmserver.serving.tables import (
+    Table,
+    distinct_names,
+    rows_from_table,
+    table_from_csv,
+    table_from_scoring,
+    unused_columns,
+)
 
 FACTORS = ("rsi", "vol", "mom")
 EXPECTED = [[1.5, 2.0, -3.25], [0.1, math.nan, 7.0]]
@@ -312,3 +320,11 @@ def test_more_parquet_rows_than_are_allowed_are_not_decoded() -> None:
     assert len(data) < 100_000
     with pytest.raises(TooManyRows):
         rows(from_parquet(data))
+
+
+def test_a_name_that_is_there_twice_among_a_million_is_found_at_once() -> None:
+    names = [*map(str, range(1_000_000)), "x", "x"]
+    begun = time.perf_counter()
+    with pytest.raises(RequestInvalid, match="'x' stands there twice"):
+        distinct_names(names, "the header")
+    assert time.perf_counter() - begun < 5

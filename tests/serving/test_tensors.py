@@ -1,6 +1,7 @@
 """Tensors become the rows that were meant, or are refused by name."""
 
 import struct
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -297,3 +298,12 @@ def test_answers_hold_the_same_bits_in_both_forms() -> None:
     assert binary_from_values(values) == values.tobytes()
     assert binary_from_values(values.T) == np.ascontiguousarray(values.T).tobytes()
     assert msgspec.json.encode(list_from_values(values)).startswith(b"[0.10000000149011612,null,-0.0,3")
+
+
+def test_an_input_that_is_there_twice_among_many_is_found_at_once() -> None:
+    value = np.zeros(1, np.float32)
+    tensors = [Tensor(name, value) for name in [*map(str, range(200_000)), "x", "x"]]
+    begun = time.perf_counter()
+    with pytest.raises(RequestInvalid, match="x: the input is there twice"):
+        rows_from_tensors(tensors, ["a", "b"], 2, accepts_missing=True)
+    assert time.perf_counter() - begun < 5

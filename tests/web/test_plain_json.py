@@ -87,3 +87,29 @@ def test_rubbish_is_refused_as_the_strict_reader_refuses_it(parts: list[str]) ->
 def test_what_is_not_utf8_text_is_refused_alike(data: bytes) -> None:
     assert outcome(strict_document, data)[0] == "refused"
     assert outcome(strict_document, data) == outcome(strict_json, data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[[1,2.5],[null,true]]",
+        b"[[],[]]",
+        b"[[1],[9223372036854775808]]",
+        b"[[1],[18446744073709551616]]",
+        b"[[-9223372036854775808]]",
+        b"[[-9223372036854775809]]",
+        b"[[1],[1e999]]",
+        b'[[1],["a"]]',
+        b'[[1],{"a":1,"a":2}]',
+        b'[[1],[{"a":1,"a":2}]]',
+        b"[[1],2]",
+        b"[[1],[[2]]]",
+        *(b"[" * depth + b"1" + b"]" * depth for depth in (31, 32, 33, 34, 5000)),
+        *(b"[" * depth + b"[1],[2]" + b"]" * depth for depth in (30, 31, 32, 33)),
+        b"[" * 32 + b"]" * 32,
+        b"[" * 33 + b"]" * 33,
+    ],
+    ids=lambda data: data[:40].decode(),
+)
+def test_tables_are_read_as_the_strict_reader_reads_them(data: bytes) -> None:
+    assert outcome(strict_document, data) == outcome(strict_json, data)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mmserver.errors import FeaturesInvalid, FieldsInvalid, RequestInvalid
+from mmserver.errors import FeaturesInvalid, FieldsInvalid, RequestInvalid, TooManyRows
 from mmserver.serving.predictions import Asked
 from mmserver.web import prediction_bodies
 from mmserver.web.prediction_bodies import PredictBody, batch_from_bytes, body_from_bytes, plain_body
@@ -137,10 +137,10 @@ def test_a_batch_reads_each_item_as_if_it_came_alone(items: list[bytes], is_padd
         strictly(data)
     except RequestInvalid:
         with pytest.raises((RequestInvalid, FieldsInvalid)):
-            batch_from_bytes(data, None)
+            batch_from_bytes(data, None, 1000)
         return
     try:
-        batch = batch_from_bytes(data, None)
+        batch = batch_from_bytes(data, None, 1000)
     except RequestInvalid as error:  # what only the other reader refuses: lone surrogates
         assert "surrogate" in str(error) or "utf-8" in str(error).lower() or "escaped" in str(error)
         return
@@ -178,7 +178,7 @@ def test_ordinary_bodies_need_no_second_reader(data: bytes) -> None:
 def test_a_batch_of_ordinary_items_needs_no_second_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction_bodies, "strict_document", pytest.fail)
     data = b'{"requests":[{"symbol":"a","features":[1]},{"symbol":"b","features":{"x":null}}],"max_batch_size":32,"model_version":"1.0"}'
-    batch = batch_from_bytes(data, None)
+    batch = batch_from_bytes(data, None, 1000)
     assert [item.symbol for item in batch.items] == ["a", "b"]
     assert batch.max_batch_size == 32
 
@@ -233,7 +233,7 @@ def test_a_batchs_names_are_for_the_items_without_one() -> None:
         b'{"model_version":"1.0","model_name":"m","requests":['
         b'{"symbol":"a","features":[1]},{"symbol":"b","features":[1],"model_version":"2.0","model_name":"n"}]}'
     )
-    asked = [item.asked for item in batch_from_bytes(data, None).items]
+    asked = [item.asked for item in batch_from_bytes(data, None, 1000).items]
     assert all(isinstance(one, Asked) for one in asked)
     assert [(one.model_name, one.version) for one in asked if isinstance(one, Asked)] == [("m", "1.0"), ("n", "2.0")]
 
@@ -251,7 +251,7 @@ def test_a_batchs_names_are_for_the_items_without_one() -> None:
 )
 def test_a_batch_as_a_whole_is_refused_by_its_own_fields_only(data: bytes, locs: list[str]) -> None:
     with pytest.raises(FieldsInvalid) as refused:
-        batch_from_bytes(data, None)
+        batch_from_bytes(data, None, 1000)
     assert [error["loc"] for error in refused.value.values["errors"]] == locs
 
 
@@ -260,3 +260,15 @@ def test_numbers_are_the_doubles_that_were_written() -> None:
     body = body_from_bytes(json.dumps({"symbol": "a", "features": written}).encode())
     assert body.features == written
     assert math.copysign(1.0, body.features[-1]) == -1.0  # type: ignore[index,arg-type]
+
+
+@pytest.mark.parametrize("item", [b"1", b'{"symbol":"A","features":[1]}'], ids=["wrong", "right"])
+def test_a_batch_of_too_many_items_is_refused_before_they_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch, item: bytes
+) -> None:
+    looked_at: list[Any] = []
+    monkeypatch.setattr(prediction_bodies, "_item", lambda *what: looked_at.append(what))
+    data = b'{"requests":[' + b",".join([item] * 1001) + b"]}"
+    with pytest.raises(TooManyRows, match="1001 rows are more than the 1000"):
+        batch_from_bytes(data, None, 1000)
+    assert not looked_at

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.refreshing import refresh_model
-from mmserver.web import quick
+from mmserver.serving.features import RowLayout
+from mmserver.web import open_inference_infer, quick
 from mmserver.web.current import QUICK_KEY, SERVING_KEY
-from mmserver.web.open_inference_bodies import HEADER_LENGTH
+from mmserver.web.open_inference_bodies import HEADER_LENGTH, request_from_json
 
 TEST = Actor("test")
 NAMES = ("mom_1h", "vol_1d", "<script>alert(1)</script>")  # of the shared model `alpha`
@@ -197,8 +198,12 @@ def test_every_quick_inference_is_the_views(
     assert (HEADER_LENGTH in response.headers) == (HEADER_LENGTH in dict(answer.headers))
 
 
-def test_the_requests_that_are_made_up_are_answered_quickly_often_enough(routes: quick.QuickRoutes) -> None:
+def test_the_requests_that_are_made_up_are_answered_quickly_often_enough(web: Any, routes: quick.QuickRoutes) -> None:
     n_quick = 0
+    raw = struct.pack("<3f", *ROW)
+    assert (
+        web.client.post(V2, data=raw, headers={HEADER_LENGTH: "0"}).status_code == 200
+    )  # the name is known from now on
 
     @settings(max_examples=100, deadline=None, database=None, derandomize=True)
     @given(v2_requests())
@@ -317,6 +322,33 @@ def test_a_model_that_is_not_loaded_is_left_to_a_thread(changing: Any, routes: q
     serving.unloading.unload(serving.resolve("BTCUSDT", changing.directory.name))
     assert quickly(routes, body) is None
     assert quickly(routes, BODY) is not None
+
+
+@pytest.mark.parametrize(
+    "features", [[0.5] * 50_000, {f"f{number}": 0.5 for number in range(20_000)}], ids=["list", "names"]
+)
+def test_far_too_many_features_are_left_to_a_thread_at_once(
+    routes: quick.QuickRoutes, monkeypatch: pytest.MonkeyPatch, features: Any
+) -> None:
+    monkeypatch.setattr(RowLayout, "row", lambda *_: pytest.fail("said what is wrong with each"))
+    assert quickly(routes, {**BODY, "features": features}) is None
+
+
+def test_an_inference_of_many_inputs_is_left_to_a_thread(
+    routes: quick.QuickRoutes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body(n: int) -> bytes:
+        inputs = [{"name": str(at), "shape": [1], "datatype": "FP32", "data": [1]} for at in range(n)]
+        return json.dumps({"inputs": inputs}).encode()
+
+    read: list[bytes] = []
+    monkeypatch.setattr(
+        open_inference_infer, "request_from_json", lambda text: (read.append(text), request_from_json(text))[1]
+    )
+    assert routes.answer(V2, {}, body(open_inference_infer.MAX_QUICK_INPUTS)) is None
+    assert len(read) == 1
+    assert routes.answer(V2, {}, body(open_inference_infer.MAX_QUICK_INPUTS + 1)) is None
+    assert len(read) == 1
 
 
 # --- change -----------------------------------------------------------------------------------------------------------
