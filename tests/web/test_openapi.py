@@ -15,7 +15,7 @@ from werkzeug.test import Client, TestResponse
 
 from mmserver import errors
 from mmserver.catalog.catalog import Actor
-from mmserver.catalog.registering import register_model
+from mmserver.catalog.registering import check_name, register_model
 from mmserver.web.api_description import prediction_bodies
 from mmserver.web.api_description.contents import OPERATIONS, api_document, load_examples
 from mmserver.web.api_description.document import path_of
@@ -384,6 +384,18 @@ def test_examples_are_what_the_schemas_say(closed: dict[str, Any]) -> None:
                 if "example" in content and media_type in JSON_TYPES:
                     schema = {**content.get("schema", {}), "components": closed["components"]}
                     jsonschema.Draft202012Validator(schema).validate(content["example"])
+
+
+@pytest.mark.parametrize("name", ["a", "_", "0.x-Y_z", "a" * 128, "", ".a", "-a", "a" * 129, "a b", "ä", "a/b", "a:b"])
+def test_names_and_paths_are_described_as_they_are_checked(document: dict[str, Any], name: str) -> None:
+    fields = document["components"]["schemas"]["RegisterModel"]["properties"]
+    try:
+        check_name(name)
+        is_allowed = True
+    except errors.NameInvalid:
+        is_allowed = False
+    assert jsonschema.Draft202012Validator(fields["model_name"]).is_valid(name) == is_allowed
+    assert not jsonschema.Draft202012Validator(fields["root_path"]).is_valid(name)
 
 
 def test_every_operation_with_a_body_has_an_example(document: dict[str, Any]) -> None:

@@ -151,8 +151,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET", "/api/models/<model_name>/diff", "diff_versions", VERSIONS, "What differs between two versions",
         parameters=(
-            Parameter("from", "The older version.", QUERY_TEXT, is_required=True, example="latest"),
-            Parameter("to", "The newer version.", QUERY_TEXT, is_required=True, example="latest"),
+            Parameter("from", "The older version.", {**QUERY_TEXT, "minLength": 1}, is_required=True, example="latest"),
+            Parameter("to", "The newer version.", {**QUERY_TEXT, "minLength": 1}, is_required=True, example="latest"),
         ),
         answers=(Answer.json(VersionDiff, "The groups that differ; equal ones are left out."),),
         errors=_OF_A_VERSION,

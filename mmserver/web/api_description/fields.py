@@ -130,6 +130,7 @@ FIELDS: Mapping[str, str | Mapping[str, Any]] = {
     # --- venues
     "venue": "The venue's name.",
     "pkl_path": "Absolute path of the watched file on the server.",
+    "SetQuantiles.pkl_path": {"description": "Absolute path of the watched file on the server.", "pattern": "^/"},
     "updated_at": "When the thresholds were last read, UTC.",
     "medium_notional_threshold": "From this quote notional on, an order is medium.",
     "large_notional_threshold": "From this quote notional on, an order is large.",

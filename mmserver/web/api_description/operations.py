@@ -135,7 +135,8 @@ PATH_PARAMETERS: Mapping[str, Parameter] = {
         "version", "A version: its label, `latest` or `production`.", TEXT, "path", is_required=True, example="latest"
     ),
 }  # fmt: skip
-QUERY_TEXT: Schema = {"type": "string", "maxLength": 512}
+QUERY_TEXT: Schema = {"type": "string", "maxLength": 512, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
+"""Printable, as far as a pattern of every dialect can say it."""
 VERSION = Parameter(
     "version",
     "A version's label, `latest` or `production`; without it what is served now.",
