@@ -256,6 +256,25 @@ def test_every_reason_word_is_explained_and_no_other_is() -> None:
     assert table_under(ROOT / "docs" / "operations.md", "Reason words") == words - INTERNAL_REASONS
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_status_is_named_with_a_code_that_has_it(page: Path) -> None:
+    statuses_by_code: dict[str, set[str]] = {}
+    for code, status in re.findall(
+        r"^\| `(\w+)` \| (\d{3}) \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE
+    ):
+        statuses_by_code.setdefault(code, set()).add(status)
+    for status, codes in re.findall(r"\b([45]\d\d) ((?:`[a-z_]+`(?:, | and )?)+)", prose(page)):
+        for code in re.findall(r"`(\w+)`", codes):
+            assert status in statuses_by_code.get(code, set()), f"{status} {code}"
+
+
+def test_whatever_a_server_leaves_in_its_directory_is_described(demo_place: tuple[Path, str, str]) -> None:
+    described = table_under(ROOT / "docs" / "operations.md", "Data directory")
+    left = {path.name + "/" * path.is_dir() for path in (demo_place[0] / "data").iterdir()} - {"demo/"}
+    assert "state.db" in left
+    assert left <= described
+
+
 def test_the_folders_described_are_the_folders_there_are() -> None:
     described = table_under(ROOT / "docs" / "architecture.md", "Folders")
     packages = {f"mmserver/{init.parent.name}" for init in (ROOT / "mmserver").glob("*/__init__.py")}
