@@ -3,6 +3,7 @@
 import importlib.metadata
 import io
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import xgboost
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mmserver.catalog import registering
 from mmserver.catalog.catalog import Actor
@@ -363,3 +366,65 @@ def test_version_is_bare_text(one: Any) -> None:
     answer = one.client.get("/version")
     assert (answer.status_code, answer.text) == (200, importlib.metadata.version("mmserver"))
     assert answer.content_type.startswith("text/plain")
+
+
+# --- whatever is sent --------------------------------------------------------------------------------------------------
+
+CELLS = st.sampled_from(
+    [0.25, -1.5, 3, None, 1e-45, -0.0, 3.4028234663852886e38, 1e39, 2**63 - 1, 2**64, True, "1", "", [1], {}, 9007199254740993]
+)  # fmt: skip
+COLUMNS = st.sampled_from([*FACTORS, *FACTORS, "x", "0", "1", "2", ""])
+CSV_CELLS = st.sampled_from(
+    ["1", "-2.5", "", "nan", "NULL", "inf", "1e999", "1_0", "١", " 1 ", '"1"', '"', "a", "0x1", "1e-50"]
+)
+TABLES = st.one_of(
+    st.lists(st.lists(CELLS, min_size=2, max_size=4), max_size=3),
+    st.lists(st.dictionaries(COLUMNS, CELLS, max_size=4), max_size=3),
+    st.dictionaries(COLUMNS, CELLS | st.lists(CELLS, max_size=2), max_size=4),
+    st.fixed_dictionaries({"data": st.lists(st.lists(CELLS, min_size=3, max_size=3), max_size=3)},
+                          optional={"columns": st.lists(COLUMNS | CELLS, max_size=4), "index": CELLS}),
+    CELLS,
+)  # fmt: skip
+FIELDS = st.sampled_from(
+    ["dataframe_split", "dataframe_records", "instances", "inputs", "params", "signature_name", "x"]
+)
+
+
+def is_answered_or_refused(web: Any, data: bytes, media_type: str) -> None:
+    answer = post(web, data=data, media_type=media_type)
+    assert answer.status_code in (200, 400), answer.text
+    if answer.status_code == 200:
+        assert all(type(value) is float and math.isfinite(value) for value in answer.json["predictions"])
+    else:
+        assert answer.json["error_code"] in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(FIELDS, TABLES, min_size=1, max_size=2))
+def test_any_json_is_answered_or_refused_by_a_known_error(one: Any, document: dict[str, Any]) -> None:
+    is_answered_or_refused(one, json.dumps(document).encode(), "application/json")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(COLUMNS, min_size=1, max_size=4, unique=True),
+    st.lists(st.lists(CSV_CELLS, min_size=1, max_size=4), max_size=4),
+    st.sampled_from(["\n", "\r\n", "\r", "\n\n", "\0"]),
+)
+def test_any_csv_is_answered_or_refused_by_a_known_error(
+    one: Any, header: list[str], lines: list[list[str]], end: str
+) -> None:
+    text = end.join(",".join(cells) for cells in [header, *lines])
+    is_answered_or_refused(one, text.encode(), "text/csv")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_any_finite_rows_are_predicted_as_xgboost_does(one: Any, rows: list[list[float]]) -> None:
+    assert predictions(post(one, inputs=rows)) == expected(btc(one), rows)
