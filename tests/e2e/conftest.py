@@ -1,5 +1,7 @@
 """A real `mmserver serve` on a port of its own, and real artifacts for it: small trained models, pickled by their library."""
 
+import http.client
+import json
 import os
 import pickle
 import re
@@ -283,6 +285,124 @@ def mmserver(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"
         return done
 
     return run
+
+
+SLOW_MODEL = """
+import time
+from collections.abc import Mapping
+
+from mmserver import Artifact, ArtifactFormat, FloatRows, ModelFile, Predictor, hookimpl
+
+
+def parse(artifact: Artifact) -> ModelFile:
+    return ModelFile(
+        kind="slow_sum",
+        content=artifact.data,
+        n_features=2,
+        n_outputs=1,
+        objective="regression",
+        library_version="1",
+        feature_names=("a", "b"),
+    )
+
+
+class SlowSum:
+    n_features = 2
+    size_bytes = 1
+
+    def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
+        time.sleep(0.1)
+        return {"prediction": rows.sum(axis=1, keepdims=True)}
+
+
+@hookimpl
+def mmserver_formats() -> list[ArtifactFormat]:
+    return [ArtifactFormat(name="slow_sum", suffix="_slow.txt", role="model", parse=parse)]
+
+
+@hookimpl
+def mmserver_load_predictor(model: ModelFile) -> Predictor | None:
+    return SlowSum() if model.kind == "slow_sum" else None
+"""
+
+
+class SlowRequest:
+    """A prediction of the slow model, as it goes over the wire."""
+
+    body = json.dumps({"symbol": "ONEUSDT", "model_name": "slow", "features": [1, 2]}).encode()
+    head = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        % len(body)
+    )
+
+
+@dataclass
+class Seen:
+    """One answer to one client."""
+
+    status: int
+    took_s: float
+    headers: Any
+    body: Any
+
+
+class KeptClient:
+    """One connection that is kept."""
+
+    def __init__(self, port: int) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Seen:
+        """Send one request and read its answer; JSON both."""
+        began = time.monotonic()
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body)
+        self.connection.request(method, path, content, {"Content-Type": "application/json"})
+        answer = self.connection.getresponse()
+        read = answer.read()
+        is_json = "json" in answer.headers.get("Content-Type", "")
+        return Seen(answer.status, time.monotonic() - began, answer.headers, json.loads(read) if is_json else read)
+
+    def predict(self) -> Seen:
+        """Ask the slow model."""
+        return self.ask("POST", "/predict", SlowRequest.body)
+
+
+@pytest.fixture
+def slow_request() -> type[SlowRequest]:
+    return SlowRequest
+
+
+@pytest.fixture
+def clients_of() -> Iterator[Callable[..., list[KeptClient]]]:
+    """Connections to a server that end with the test."""
+    made: list[KeptClient] = []
+
+    def connect(server: Server, n_clients: int, port: int | None = None) -> list[KeptClient]:
+        new = [KeptClient(port or server.port) for _ in range(n_clients)]
+        made.extend(new)
+        return new
+
+    yield connect
+    for client in made:
+        client.connection.close()
+
+
+@pytest.fixture
+def slow_server(servers: Servers, tmp_path: Path) -> StartServer:
+    """Starts a server with a model that takes a tenth of a second."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/slow_sums.py").write_text(SLOW_MODEL)
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts/ONEUSDT_ret_5d_slow.txt").write_text("x")
+
+    def start(*flags: str, **environ: str) -> Server:
+        server = servers.start("--plugins-dir", tmp_path / "plugins", *flags, **environ)
+        server.register("slow", tmp_path / "artifacts")
+        answer = server.client.post("/predict", content=SlowRequest.body, headers={"Content-Type": "application/json"})
+        assert answer.json()["prediction"]["expected_return"] == 3.0
+        return server
+
+    return start
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
