@@ -100,7 +100,8 @@ def demo(shared_servers: Any, artifacts: Any, tmp_path_factory: pytest.TempPathF
     directory = tmp_path_factory.mktemp("described")
     artifacts.write(directory / "demo", "SP500_ret_5d", 0)
     artifacts.write(directory / "demo", "NASDAQ_ret_5d", 1)
-    server = shared_servers.start(MMSERVER_DEFAULT_MODEL="demo.SP500")
+    # paths that are made up must not have the whole machine read
+    server = shared_servers.start(MMSERVER_DEFAULT_MODEL="demo.SP500", MMSERVER_ARTIFACT_ROOTS=str(directory))
     server.register("demo", directory / "demo")
     rows = [{"symbol": "SP500", "medium_notional_threshold": 1.0, "large_notional_threshold": 2.0}]
     (directory / "q.pkl").write_bytes(pickle.dumps(rows))
