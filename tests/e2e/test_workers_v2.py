@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -226,28 +227,23 @@ def test_statistics_never_go_back_and_end_with_what_all_workers_did(
 
 
 def test_the_queue_is_what_requests_waited_for_a_thread(servers: Any, artifacts: Any, tmp_path: Path) -> None:
-    """Eight at once through one thread: the last waits for seven."""
+    """Nine that come in one piece over one connection: each waits for all before it, 36 times what one takes."""
     artifacts.write(tmp_path / "artifacts", "BTCUSDT_mid_chg_1m", 0)
-    server = servers.start(data_dir=tmp_path / "state", MMSERVER_INLINE="off", MMSERVER_THREADS="1")
+    server = servers.start(data_dir=tmp_path / "state", MMSERVER_INLINE="off")
     server.register("alpha", tmp_path / "artifacts")
-    rows = json.dumps({"inputs": [{**INPUT, "shape": [4000, 5], "data": INPUT["data"] * 4000}]}).encode()
-    assert server.client.post(f"{BTC}/infer", content=rows).status_code == 200
-    together = threading.Barrier(8)
-    alone = stats(server.client)["queue"]["ns"]
-
-    def ask() -> None:
-        with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
-            client.get("/livez")
-            together.wait()
-            assert client.post(f"{BTC}/infer", content=rows).status_code == 200
-
-    asking = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in asking:
-        thread.start()
-    for thread in asking:
-        thread.join()
-    found = stats(server.client)
-    worked_ns = sum(found[part]["ns"] for part in ("compute_input", "compute_infer", "compute_output"))
-    assert found["queue"]["count"] == found["success"]["count"] == 9
-    assert found["queue"]["ns"] - alone > worked_ns / 9
-    assert found["success"]["ns"] == found["queue"]["ns"] + worked_ns
+    assert server.client.post(f"{BTC}/infer", json=ROWS).status_code == 200
+    before = stats(server.client)
+    body = json.dumps(ROWS).encode()
+    head = f"POST {BTC}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(9 * (head + body))
+        answers = b""
+        while answers.count(b"HTTP/1.1 200") < 9 or not answers.endswith(b"}"):
+            answers += client.recv(65536)
+    after = stats(server.client)
+    counted = {part: after[part]["count"] - before[part]["count"] for part in ("success", "queue")}
+    assert counted == {"success": 9, "queue": 9}
+    spent = {part: after[part]["ns"] - before[part]["ns"] for part in after if part not in ("cache_hit", "cache_miss")}
+    worked_ns = spent["compute_input"] + spent["compute_infer"] + spent["compute_output"]
+    assert spent["queue"] > worked_ns
+    assert spent["success"] == spent["queue"] + worked_ns
