@@ -91,7 +91,7 @@ class Site:
             time.sleep(0.005)
 
     def application(self, environ: Any, start_response: Any) -> list[bytes]:
-        """Says what it was asked; /held waits, /large is large, /broken breaks, /unchanged is 304."""
+        """Says what it was asked; /held waits, /large is large, /broken breaks, /unchanged is 304, /stream has no length."""
         path = environ["PATH_INFO"]
         body = environ["wsgi.input"].read()
         self.asked.append((environ["REQUEST_METHOD"], path, body))
@@ -99,6 +99,9 @@ class Site:
             raise ZeroDivisionError
         if path == "/held":
             assert self.gate.wait(FEW_S)
+        if path == "/stream":
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [b"a", b"b"]
         if path == "/unchanged":
             start_response("304 Not Modified", [])
             return []

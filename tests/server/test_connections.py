@@ -50,6 +50,12 @@ def test_head_has_the_header_of_get_and_no_body(site: Any) -> None:
     assert got.body == b"/a 0"
 
 
+def test_head_of_what_has_no_length_ends_with_the_header(site: Any) -> None:
+    client = site.connect()
+    assert client.ask(b"HEAD /stream HTTP/1.1\r\n" + HOST + b"\r\n", to_head=True).status == 200
+    assert client.is_closed()
+
+
 def test_a_304_leaves_the_connection_open(site: Any) -> None:
     client = site.connect()
     for _ in range(3):
