@@ -7,7 +7,6 @@ is slow, and so measure least where it hurts most. Arrivals are a Poisson proces
 import contextlib
 import gc
 import json
-import os
 import random
 import select
 import socket
@@ -22,8 +21,8 @@ from urllib.parse import urlsplit
 
 from benchmarks.load import CLIENT_TIMEOUT_S, Asked
 from benchmarks.measuring import percentile
+from mmserver.serving.cpus import put_this_thread_first
 
-NICENESS = -10
 MAX_CONNECTIONS = 64
 """Above them requests wait here, and that counts too."""
 RECEIVE_BYTES = 1 << 16
@@ -141,12 +140,6 @@ def _arrivals_s(rate_per_s: float, duration_s: float, seed: int) -> list[float]:
     return found
 
 
-def _run_first() -> None:
-    """The client stands for one on another machine: what else is going on here should not hold it up, where that is allowed."""
-    with contextlib.suppress(OSError):
-        os.nice(NICENESS)
-
-
 if __name__ == "__main__":
-    _run_first()
+    put_this_thread_first()  # it stands for a client on another machine
     print(json.dumps(vars(_offer(Asked.loaded(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])))))

@@ -21,7 +21,7 @@ from mmserver.server.pool import Pool
 from mmserver.server.probes import probe_server
 from mmserver.server.signals import Wishes
 from mmserver.server.sockets import Listeners
-from mmserver.serving.cpus import keep_this_thread_on, put_this_thread_first
+from mmserver.serving.cpus import keep_this_thread_on, leave_cpu, put_this_thread_first, threads_kept_on
 from mmserver.settings import Settings
 from mmserver.web.current import QUICK_KEY
 
@@ -50,13 +50,16 @@ class Place:
 def serve_here(settings: Settings, listeners: Listeners, place: Place) -> None:
     """Serve from this process."""
     several = place.is_one_of_several
-    app = create_app(
-        settings,
-        owns_data_dir=not several,
-        shares_jobs=several,
-        checks={"workers": place.board.check},
-        siblings=place.board.siblings(place.slot) if several else None,
-    )
+    with threads_kept_on(place.cpu):
+        app = create_app(
+            settings,
+            owns_data_dir=not several,
+            shares_jobs=several,
+            checks={"workers": place.board.check},
+            siblings=place.board.siblings(place.slot) if several else None,
+        )
+    if not several:
+        leave_cpu(place.cpu)
     try:
         if not several:
             announce(settings, listeners)

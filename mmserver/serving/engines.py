@@ -2,7 +2,9 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from mmserver.formats import FloatRows, ModelFile, Predictor
@@ -19,6 +21,11 @@ Source:
     measured with XGBoost 3.2 on Zen 5, margins only: equally quick at 9,000 (10 trees, depth 3), 13,000 (120, depth 4),
     14,000 (300, depth 6), 17,000 (1000, depth 3), 29,000 (300, depth 10), 32,000 (1000, depth 6).
 """
+
+LONG_NS = 4_000_000
+"""A call that is expected to take longer leaves Python's CPU to Python; moving costs some 100 µs, and a warm cache."""
+LONG_CELLS = 1 << 18
+"""Rows times trees for which XGBoost takes about as long."""
 
 LIBRARY_SIZE_FACTOR = 2
 """Memory kept for a Booster, in sizes of its JSON text: it holds about as much (measured: 0.9), the text stays until it is loaded."""
@@ -80,11 +87,15 @@ class LibraryEngine:
         self.n_features = predictor.n_features
         self.size_bytes = predictor.size_bytes
         self.accepts_missing = bool(getattr(predictor, "accepts_missing", False))
+        self._row_ns = 0.0  # of the last call
 
     def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
         """What the predictor gives."""
-        with beside_python():
-            return self._predictor.predict(rows)
+        begun_ns = time.perf_counter_ns()
+        with beside_python() if self._row_ns * len(rows) > LONG_NS else nullcontext():
+            outputs = self._predictor.predict(rows)
+        self._row_ns = (time.perf_counter_ns() - begun_ns) / max(1, len(rows))
+        return outputs
 
     def contributions(self, rows: FloatRows) -> FloatRows:
         """What the predictor gives, if it can."""
@@ -126,7 +137,7 @@ class ExactEngine:
         if library is None:
             return self._exact.margins(rows)
         only_margins: Callable[[FloatRows], FloatRows] | None = getattr(library, "margins", None)
-        with beside_python():
+        with beside_python() if len(rows) * self._exact.n_trees >= LONG_CELLS else nullcontext():
             margins = only_margins(rows) if only_margins is not None else library.predict(rows)["margin"]
         if margins.shape != (len(rows), self._exact.n_outputs):
             raise ValueError(f"{TREES} gives margins of {margins.shape} for {len(rows)} rows")

@@ -73,7 +73,8 @@ def register_web(
             app.register_blueprint(added)
         except ValueError as error:
             raise PluginInvalid(plugin=added.name, reason=str(error)) from error
-    app.wsgi_app = ResponseFrame(payloads.QuickPayloads(QuickPredictions(app.wsgi_app, quick), store))  # type: ignore[method-assign]
+    predictions = QuickPredictions(app.wsgi_app, quick, store.settings.max_body_bytes)
+    app.wsgi_app = ResponseFrame(payloads.QuickPayloads(predictions, store))  # type: ignore[method-assign]
 
 
 class QuickPredictions:
@@ -82,9 +83,10 @@ class QuickPredictions:
     Where the server asks the quick routes itself before it hands a request on, this costs little and finds nothing.
     """
 
-    def __init__(self, application: "WSGIApplication", quick: LateQuickRoutes) -> None:
+    def __init__(self, application: "WSGIApplication", quick: LateQuickRoutes, max_body_bytes: int) -> None:
         self._application = application
         self._quick = quick
+        self._max_body_bytes = max_body_bytes
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer one request."""
@@ -92,9 +94,10 @@ class QuickPredictions:
             routes = self._quick()
             path = environ["PATH_INFO"]
             if routes.is_candidate("POST", path, environ.get("QUERY_STRING", "")):
-                body = _whole_body(environ, routes.max_body_bytes)
+                body = _whole_body(environ, self._max_body_bytes)
                 if body is not None:
-                    answer = routes.answer(path, _headers(environ), body, environ.get(WAITED_NS_KEY, 0))
+                    waited_ns = environ.get(WAITED_NS_KEY, 0)
+                    answer = routes.answer(path, _headers(environ), body, waited_ns, may_take_long=True)
                     if answer is not None:
                         start_response(answer.status, [*answer.headers, ("Content-Length", str(len(answer.body)))])
                         return [answer.body]

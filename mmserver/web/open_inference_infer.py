@@ -1,5 +1,6 @@
 """One inference of the Open Inference Protocol: from the body of a request to the body of its answer, without Flask."""
 
+import math
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -78,22 +79,32 @@ def infer(
 
 
 def quick_infer(
-    serving: Serving, path: str, headers: Mapping[str, str], body: bytes, request_id: str, *, waited_ns: int = 0
+    serving: Serving,
+    path: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    request_id: str,
+    *,
+    waited_ns: int = 0,
+    may_take_long: bool = False,
 ) -> InferAnswer | None:
-    """The same from memory alone and for little work; None where the view has to answer, as it does for all that is refused.
+    """The same from memory alone and, unless it may take long, for little work; None where the view has to answer, as it does
+    for all that is refused.
 
     `headers` has upper-case names with underscores.
     """
-    if len(body) > MAX_QUICK_BODY_BYTES or body.count(b'"shape"') > MAX_QUICK_INPUTS:
+    most_ns = math.inf if may_take_long else MAX_QUICK_NS
+    most_bytes = math.inf if may_take_long else MAX_QUICK_BODY_BYTES
+    if len(body) > most_bytes or body.count(b'"shape"') > MAX_QUICK_INPUTS:
         return None
     begun_ns = time.perf_counter_ns()
     found = known_tensor_model(serving, *_name_and_version(path))
     loaded = None if found is None else serving.held(found.resolved)
-    if found is None or loaded is None or loaded.row_cost_ns > MAX_QUICK_NS:
+    if found is None or loaded is None or loaded.row_cost_ns > most_ns:
         return None
     try:
         asked = read_request(loaded, found, body, headers.get(_HEADER_LENGTH_KEY), serving.store.settings.max_rows)
-        if len(asked.rows) * loaded.row_cost_ns > MAX_QUICK_NS:
+        if len(asked.rows) * loaded.row_cost_ns > most_ns:
             return None
         outputs = serving.run(found.resolved, asked.rows, queue_ns=waited_ns, begun_ns=begun_ns, loaded=loaded)
     except MmserverError:

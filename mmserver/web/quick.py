@@ -4,6 +4,7 @@ The same functions as in the views do the work; what is not plain (a slow model,
 answer here, and Flask's view then gives the full one. So there is one set of rules, and one place that renders errors.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -42,8 +43,8 @@ class QuickAnswer(NamedTuple):
     body: bytes
 
 
-QuickHandler: TypeAlias = Callable[[str, Mapping[str, str], bytes, int], QuickAnswer | None]
-"""Called with the path, the headers, the body and the nanoseconds that the request waited for a thread."""
+QuickHandler: TypeAlias = Callable[[str, Mapping[str, str], bytes, int, bool], QuickAnswer | None]
+"""Called with the path, the headers, the body, the nanoseconds that the request waited for a thread, and whether it may take long."""
 
 JSON_HEADERS = (("Content-Type", JSON_MEDIA_TYPE),)
 BINARY_HEADERS = (("Content-Type", BINARY_MEDIA_TYPE),)
@@ -53,6 +54,7 @@ class QuickRoutes:
     """Called by the I/O thread for each complete request, and by a WSGI wrapper in front of Flask."""
 
     max_body_bytes = MAX_BODY_BYTES
+    """The largest body that is answered without one's own thread."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
@@ -68,19 +70,28 @@ class QuickRoutes:
         """Whether `answer` may know the request; a lookup, without reading the body."""
         return method == "POST" and not query and self._handler(path) is not None
 
-    def answer(self, path: str, headers: Mapping[str, str], body: bytes, waited_ns: int = 0) -> QuickAnswer | None:
-        """The answer, or None where Flask has to give it.
+    def answer(
+        self,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        waited_ns: int = 0,
+        *,
+        may_take_long: bool = False,
+    ) -> QuickAnswer | None:
+        """The answer, or None where Flask has to give it: that is so for whatever could hold up other clients, unless it may
+        take long because the calling thread is this request's own.
 
         `headers` has upper-case names with underscores: CONTENT_TYPE, CONTENT_ENCODING, …; `waited_ns` is how long the
         request waited for a thread, for the statistics.
         """
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > MAX_BODY_BYTES and not may_take_long:
             return None
         for name in NEEDS_FLASK:
             if name in headers:
                 return None
         handler = self._handler(path)
-        return None if handler is None else handler(path, headers, body, waited_ns)
+        return None if handler is None else handler(path, headers, body, waited_ns, may_take_long)
 
     def _handler(self, path: str) -> QuickHandler | None:
         handler = self._handlers.get(path)
@@ -91,7 +102,13 @@ class QuickRoutes:
         return handler
 
     def _predict(
-        self, direction_codes: bool, _path: str, headers: Mapping[str, str], body: bytes, waited_ns: int
+        self,
+        direction_codes: bool,
+        _path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        waited_ns: int,
+        may_take_long: bool,
     ) -> QuickAnswer | None:
         begun_ns = time.perf_counter_ns()
         if headers.get("CONTENT_TYPE", "") not in PLAIN_MEDIA_TYPES:
@@ -102,7 +119,8 @@ class QuickRoutes:
         serving = self._serving
         resolved = self._resolved(asked.symbol, given(asked.model_name), given(asked.model_version))
         loaded = None if resolved is None else serving.held(resolved)
-        if resolved is None or loaded is None or loaded.row_cost_ns > MAX_ROW_COST_NS:
+        most_ns = math.inf if may_take_long else MAX_ROW_COST_NS
+        if resolved is None or loaded is None or loaded.row_cost_ns > most_ns:
             return None
         if isinstance(loaded.interpreter, NoInterpreter) or len(asked.features) not in (1, loaded.layout.width):
             return None  # it is refused anyway, and would be counted twice; to say all that is wrong may take long
@@ -124,9 +142,13 @@ class QuickRoutes:
         )
         return QuickAnswer("200 OK", JSON_HEADERS, json_bytes(item))
 
-    def _infer(self, path: str, headers: Mapping[str, str], body: bytes, waited_ns: int) -> QuickAnswer | None:
+    def _infer(
+        self, path: str, headers: Mapping[str, str], body: bytes, waited_ns: int, may_take_long: bool
+    ) -> QuickAnswer | None:
         request_id = self._infer_ids(headers.get("X_REQUEST_ID", ""))
-        answer = quick_infer(self._serving, path, headers, body, request_id, waited_ns=waited_ns)
+        answer = quick_infer(
+            self._serving, path, headers, body, request_id, waited_ns=waited_ns, may_take_long=may_take_long
+        )
         if answer is None:
             return None
         if answer.header_length is None:

@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -316,6 +317,37 @@ def test_candidates_are_known_by_method_and_path_alone(
 def test_a_slow_model_is_left_to_a_thread(routes: quick.QuickRoutes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick, "MAX_ROW_COST_NS", -1)
     assert quickly(routes, BODY) is None
+    answer = routes.answer("/predict", JSON, json.dumps(BODY).encode(), may_take_long=True)
+    assert answer is not None
+    monkeypatch.undo()
+    usual = quickly(routes, BODY)
+    assert usual is not None
+    assert comparable(answer.body) == comparable(usual.body)
+
+
+@pytest.mark.parametrize("is_binary", [False, True], ids=["JSON", "binary"])
+def test_many_rows_are_left_to_a_thread_which_answers_as_flask_does(
+    web: Any, routes: quick.QuickRoutes, *, is_binary: bool
+) -> None:
+    make_known(web)
+    rows = np.random.default_rng(3).normal(size=(5000, len(NAMES))).astype(np.float32)
+    tensor: dict[str, Any] = {"name": "features", "shape": list(rows.shape), "datatype": "FP32"}
+    head: dict[str, Any] = {"id": "mine", "inputs": [tensor]}
+    if is_binary:
+        tensor["parameters"] = {"binary_data_size": rows.nbytes}
+        head["parameters"] = {"binary_data_output": True}
+    else:
+        tensor["data"] = rows.ravel().tolist()
+    text = json.dumps(head).encode()
+    body = text + rows.tobytes() if is_binary else text
+    lengths = {HEADER_LENGTH: str(len(text))} if is_binary else {}
+    headers = {name.upper().replace("-", "_"): value for name, value in lengths.items()}
+    assert routes.answer(V2, headers, body) is None
+    answer = routes.answer(V2, headers, body, may_take_long=True)
+    assert answer is not None
+    response = web.client.post(f"{V2}?flask=1", data=body, headers=lengths)
+    assert (response.status_code, response.data) == (200, answer.body)
+    assert dict(answer.headers).get(HEADER_LENGTH) == response.headers.get(HEADER_LENGTH)
 
 
 def test_a_model_that_is_not_loaded_is_left_to_a_thread(changing: Any, routes: quick.QuickRoutes) -> None:
