@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +15,13 @@ import flask
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from waitress.server import create_server
 
 from mmserver.app import RUNTIME_KEY, create_app
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.registering import register_model
 from mmserver.cli.main import COMMANDS, EXIT_CODES, main
 from mmserver.settings import OTHER_VARIABLES, Settings, definitions
+from tests.served import served
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -190,12 +189,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[flask.Flask]:
 @pytest.fixture(scope="module")
 def address(app: flask.Flask) -> Iterator[str]:
     """Where the application answers over HTTP."""
-    server = create_server(app, host="127.0.0.1", port=0, threads=2)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield f"127.0.0.1:{server.effective_port}"
-    server.close()
-    thread.join(10)
+    with served(app, n_threads=2) as found:
+        yield found
 
 
 def test_every_route_is_described_with_its_methods_and_no_other_is(app: flask.Flask) -> None:
@@ -315,12 +310,8 @@ def demo_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path,
         assert CliRunner().invoke(main, command).exit_code == 0
     made = create_app(Settings(data_dir=place / "data", watch_enabled=False, sandbox_workers=1))
     listed = made.test_client().get("/api/models/demo/versions").get_json()
-    server = create_server(made, host="127.0.0.1", port=0, threads=2)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield place, f"127.0.0.1:{server.effective_port}", listed["items"][-1]["version"]
-    server.close()
-    thread.join(10)
+    with served(made, n_threads=2) as found:
+        yield place, found, listed["items"][-1]["version"]
     made.extensions[RUNTIME_KEY].close()
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import waitress
 from click.testing import CliRunner
 
 from mmserver.app import RUNTIME_KEY, create_app
 from mmserver.cli.load_generator import LoadFailed, percentiles, request_bytes, run_load
 from mmserver.cli.main import main
 from mmserver.settings import Settings
+from tests.served import served
 
 HTTP_LINES = [("POST /predict", 1, 1), ("POST /predict", 1, 8), ("POST /predict", 1, 64)]
 
@@ -68,17 +68,13 @@ def test_engine_prediction_and_http_are_measured_and_nothing_is_left(
 
 def test_a_server_that_runs_is_measured_by_its_address(state: Path) -> None:
     app = create_app(Settings(data_dir=state, watch_enabled=False, sandbox_workers=1))
-    server = waitress.create_server(app, host="127.0.0.1", port=0, threads=4)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
     try:
-        url = f"http://127.0.0.1:{server.effective_port}/"
-        done = run("bench", "alpha", "--url", url, "--seconds", "0.1")
-        run("bench", "beta", "--url", url, "--seconds", "0.1", code=4)
-        run("bench", "alpha", "--symbol", "XRP", "--url", url, "--seconds", "0.1", code=4)
+        with served(app, n_threads=4) as address:
+            url = f"http://{address}/"
+            done = run("bench", "alpha", "--url", url, "--seconds", "0.1")
+            run("bench", "beta", "--url", url, "--seconds", "0.1", code=4)
+            run("bench", "alpha", "--symbol", "XRP", "--url", url, "--seconds", "0.1", code=4)
     finally:
-        server.close()
-        thread.join(10)
         app.extensions[RUNTIME_KEY].close()
     subject, header, *lines = done.stdout.splitlines()
     assert "model_name=alpha" in subject
