@@ -27,7 +27,7 @@ from mmserver.sandbox import frames
 from mmserver.sandbox.hardening import Hardener, set_not_dumpable
 from mmserver.sandbox.level import probes
 
-NICENESS = 10
+NICENESS = 5
 """Whoever asks for a prediction does not wait for somebody's files to be read."""
 SETUP_LIMIT_S = 120
 """The zygote ends if its handlers' imports take longer, also when the server that would notice is gone."""
@@ -57,7 +57,6 @@ def main() -> None:
     # The thread that started this may be kept on one CPU; the main thread of the server is not.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
-    os.nice(NICENESS)
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -74,6 +73,7 @@ def main() -> None:
             hardener = Hardener(setup.limits)
             hardener.leave_namespaces()
             set_not_dumpable()
+        os.nice(NICENESS)  # not before: a server that starts or ends waits for what is above
         ready = frames.Ready(problem=problem or "", n_threads=_n_threads())
         frames.send_block(control, msgspec.json.encode(ready), time.monotonic() + SETUP_LIMIT_S)
         if problem is not None:
