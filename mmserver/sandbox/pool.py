@@ -53,6 +53,7 @@ class Sandbox:
         self._starting = threading.Lock()
         self._testing = threading.Lock()
         self._zygote: ZygoteProcess | None = None
+        self._begun: ZygoteProcess | None = None
         self._started_at_s: deque[float] = deque(maxlen=MAX_STARTS)
         self._last_problem = "it died"
         self._level: SandboxLevel | None = None
@@ -96,8 +97,11 @@ class Sandbox:
 
     def close(self) -> None:
         """End every process; jobs under way and later ones raise SandboxUnavailable."""
+        self._is_closed = True
+        begun = self._begun
+        if begun is not None:
+            begun.kill()  # who waits for its imports holds the lock
         with self._starting:
-            self._is_closed = True
             zygote, self._zygote = self._zygote, None
         if zygote is not None:
             zygote.close()
@@ -127,10 +131,16 @@ class Sandbox:
             )
         self._started_at_s.append(now_s)
         try:
-            return ZygoteProcess(self._setup)
+            self._begun = zygote = ZygoteProcess(self._setup)
+            if self._is_closed:
+                zygote.kill()  # `close` may not have seen it
+            zygote.get_ready()
         except SandboxUnavailable as error:
             self._last_problem = str(error.values["reason"])
             raise
+        finally:
+            self._begun = None
+        return zygote
 
     def _discard(self, zygote: ZygoteProcess) -> None:
         with self._starting:

@@ -30,11 +30,12 @@ class ZygoteProcess:
     """A running zygote. Threads may run jobs on it at the same time."""
 
     def __init__(self, setup: frames.Setup) -> None:
-        """Start it and wait until its handlers are loaded.
+        """Start it; jobs have to wait until `get_ready` has returned.
 
         Raises:
-            SandboxUnavailable: it cannot be started, or its handlers cannot be loaded; the reason has its last words.
+            SandboxUnavailable: it cannot be started.
         """
+        self.n_threads = 0
         self._control, theirs = socket.socketpair()
         try:
             with theirs:
@@ -42,11 +43,23 @@ class ZygoteProcess:
         except OSError as error:
             self._control.close()
             raise SandboxUnavailable(reason=f"it cannot be started: {error}") from error
+        self._setup = setup
+
+    def get_ready(self) -> None:
+        """Wait until its handlers are loaded; else it is closed.
+
+        Raises:
+            SandboxUnavailable: they cannot be loaded, or it was killed meanwhile; the reason has its last words.
+        """
         try:
-            self.n_threads = self._wait_until_ready(setup)
+            self.n_threads = self._wait_until_ready(self._setup)
         except BaseException:
             self.close()
             raise
+
+    def kill(self) -> None:
+        """End it at once, also for a thread that waits for it; it is still to be closed."""
+        self._process.kill()
 
     @property
     def pid(self) -> int:

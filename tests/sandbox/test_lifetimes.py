@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,28 @@ def footprint(pid: int) -> tuple[int, int]:
     """Open descriptors, and resident KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return len(os.listdir(f"/proc/{pid}/fd")), int(status.split("VmRSS:")[1].split()[0])
+
+
+def test_closing_does_not_wait_for_one_that_is_still_starting(
+    make_sandbox: Callable[..., Sandbox],
+    wait_until: Callable[[Callable[[], object]], None],
+    children_of: Callable[[int], list[int]],
+) -> None:
+    sandbox = make_sandbox({"hang": True})
+    before = set(children_of(os.getpid()))
+    refused: list[BaseException] = []
+
+    def start() -> None:
+        with pytest.raises(SandboxUnavailable) as caught:
+            sandbox.start()
+        refused.append(caught.value)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    wait_until(lambda: set(children_of(os.getpid())) - before)
+    begun = time.monotonic()
+    sandbox.close()
+    thread.join(10)
+    assert time.monotonic() - begun < 5
+    assert refused
+    assert not set(children_of(os.getpid())) - before
