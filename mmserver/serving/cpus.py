@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 FIRST = -5
+"""Niceness of what runs first, unless it is less already."""
 SLICE_NS = 100_000
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _ATTRIBUTES_BYTES = 48
@@ -69,18 +70,20 @@ def put_this_thread_first() -> None:
     Source:
         sched_setattr(2); the kernel's EEVDF scheduler (`sched_runtime` of SCHED_OTHER, PREEMPT_SHORT).
     """
+    thread_id = threading.get_native_id()
+    niceness = os.getpriority(os.PRIO_PROCESS, thread_id)
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform == "linux" and number is not None:
-        attributes = struct.pack("=IIQiIQQQ", _ATTRIBUTES_BYTES, os.SCHED_OTHER, 0, 0, 0, SLICE_NS, 0, 0)
+        attributes = struct.pack("=IIQiIQQQ", _ATTRIBUTES_BYTES, os.SCHED_OTHER, 0, niceness, 0, SLICE_NS, 0, 0)
         ctypes.CDLL(None).syscall(number, 0, attributes, 0)  # what it says if it cannot does not matter
-    with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), FIRST)
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread_id, min(niceness, FIRST))
 
 
 @contextmanager
-def beside_python() -> Iterator[None]:
-    """For a call that leaves Python for long, from a thread that is kept on Python's CPU: it runs on the others meanwhile."""
-    here = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+def beside_python(*, is_long: bool) -> Iterator[None]:
+    """For a call that leaves Python, from a thread that is kept on Python's CPU: if it is long, it runs on the others."""
+    here = os.sched_getaffinity(0) if is_long and hasattr(os, "sched_getaffinity") else set()
     others = os.sched_getaffinity(os.getpid()) - here if len(here) == 1 else None  # of the main thread: all there are
     if not others:
         yield

@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 from mmserver.formats import FloatRows, ModelFile, Predictor
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """A model that is ready to run; shared by all threads, never changed after it was made."""
+    """A model that is ready to run; shared by all threads, and what it predicts never changes."""
 
     @property
     def name(self) -> str:
@@ -92,7 +91,7 @@ class LibraryEngine:
     def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
         """What the predictor gives."""
         begun_ns = time.perf_counter_ns()
-        with beside_python() if self._row_ns * len(rows) > LONG_NS else nullcontext():
+        with beside_python(is_long=self._row_ns * len(rows) > LONG_NS):
             outputs = self._predictor.predict(rows)
         self._row_ns = (time.perf_counter_ns() - begun_ns) / max(1, len(rows))
         return outputs
@@ -137,7 +136,7 @@ class ExactEngine:
         if library is None:
             return self._exact.margins(rows)
         only_margins: Callable[[FloatRows], FloatRows] | None = getattr(library, "margins", None)
-        with beside_python() if len(rows) * self._exact.n_trees >= LONG_CELLS else nullcontext():
+        with beside_python(is_long=len(rows) * self._exact.n_trees >= LONG_CELLS):
             margins = only_margins(rows) if only_margins is not None else library.predict(rows)["margin"]
         if margins.shape != (len(rows), self._exact.n_outputs):
             raise ValueError(f"{TREES} gives margins of {margins.shape} for {len(rows)} rows")
@@ -177,6 +176,6 @@ def _contributions(predictor: Predictor, name: str, rows: FloatRows) -> FloatRow
     explain: Any = getattr(predictor, "contributions", None)
     if explain is None:
         raise NotImplementedError(f"{name} cannot say what moved a prediction")
-    with beside_python():
+    with beside_python(is_long=True):
         contributions: FloatRows = explain(rows)
     return contributions
