@@ -43,7 +43,7 @@ NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 REFUSAL_LOG_S = 10.0
 IDLE_TIMEOUT_S = 75.0
 READ_BYTES = 64 << 10
-"""What one turn takes from one connection: a batch of some hundred rows is there in two."""
+"""What one turn takes of a body that has begun: a batch of some hundred rows is there in two."""
 LARGE_BODY_BYTES = 1 << 20
 """A longer body waits in a file until it is whole."""
 MAX_IN_MEMORY_BYTES = 256 << 20
@@ -123,8 +123,8 @@ class HttpServer:
             channel_request_lookahead=1,  # a connection whose request is being worked on is still watched: is its client there?
             connection_limit=limits.connection_limit + N_OWN,
             max_request_header_size=MAX_HEAD_BYTES,
-            max_request_body_size=2 * limits.max_body_bytes
-            + (1 << 20),  # with the framing of chunks; requests.py is exact
+            # With the framing of chunks; requests.py is exact.
+            max_request_body_size=2 * limits.max_body_bytes + (1 << 20),
             recv_bytes=READ_BYTES,
             inbuf_overflow=LARGE_BODY_BYTES,
             outbuf_overflow=MAX_IN_MEMORY_BYTES,

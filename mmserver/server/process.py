@@ -99,7 +99,7 @@ def serve_app(app: flask.Flask, settings: Settings, listener: socket.socket, pla
         io_thread = threads.submit(run)
         io_thread.add_done_callback(lambda _: wishes.stop())  # should it ever fail, so must the process
         while not io_thread.done():
-            wishes.wait()
+            wishes.wait(LOOP_S)  # a signal that comes just before it waits does not end the waiting
             server.wake()
         io_thread.result()
     pool.shutdown(cancel_pending=True, timeout=1)

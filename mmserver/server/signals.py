@@ -31,9 +31,8 @@ class Wishes:
         wishes = cls()
         signal.signal(signal.SIGTERM, wishes._on_stop)
         signal.signal(signal.SIGINT, wishes._on_stop)
-        signal.signal(
-            signal.SIGHUP, signal.SIG_IGN
-        )  # nothing is there to be read again: files are watched, settings fixed
+        # Nothing is there to be read again: files are watched, settings are fixed.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return wishes
 
     def stop(self) -> None:

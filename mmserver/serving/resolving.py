@@ -110,9 +110,8 @@ class Resolver:
             return Resolved(version, _only_group(version))
         try:
             group = find_group(version, symbol, refusals=model.refusals if is_current else ())
-        except (
-            SymbolNotFound
-        ):  # but not where its own artifacts were refused: another group is not what was meant for it
+        except SymbolNotFound:
+            # Where its own artifacts were refused that stands: another group is not what was meant for it.
             if (for_all := version.group_keys_by_symbol.get(ALL_SYMBOLS)) is not None:
                 return Resolved(version, version.groups[for_all[0]])
             if is_current and (last := self._archived(remembered, model).get(comparable_symbol(symbol))) is not None:
