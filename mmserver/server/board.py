@@ -1,22 +1,17 @@
-"""What each worker says of itself, for all of them to read: one slot each in a file without a name."""
+"""What each worker says of itself, for all of them to read: one place each in a file without a name."""
 
 import os
 import tempfile
 import time
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from mmserver.serving.siblings import Siblings
+from mmserver.serving.siblings import PLACE_BYTES, SharedPlace, Siblings
 
-SLOT_BYTES = 256 << 10
 ALIVE_S = 5.0
 """A worker writes once a second; one that has not for this long hangs or is gone."""
-_LENGTH_BYTES = 4
-_MARKS_BYTES = 8
-_READS = 3
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -34,16 +29,15 @@ class Status(msgspec.Struct, frozen=True):
     refused: int = 0
     waiting: int = 0
     connections: int = 0
-    more: dict[str, Any] = {}
-    """What parts of the application add (see `app.STATUS_KEY`)."""
 
 
 class Board:
-    """The slots of all workers. Each is written by its worker alone; a torn read is noticed, and read again."""
+    """The slots of all workers. Each is written by its worker alone, and cleared for it by the supervisor once it is dead."""
 
     def __init__(self, fd: int, n_workers: int) -> None:
         self.fd = fd
         self.n_workers = n_workers
+        self._slots = [SharedPlace(fd, slot * PLACE_BYTES) for slot in range(n_workers)]
 
     @classmethod
     def create(cls, n_workers: int) -> "Board":
@@ -55,24 +49,19 @@ class Board:
 
     def siblings(self, slot: int) -> Siblings:
         """What the worker of that slot shares with the others for predictions; it lies behind the slots."""
-        return Siblings.of_file(self.fd, self.n_workers * SLOT_BYTES, self.n_workers, slot)
+        return Siblings.of_file(self.fd, self.n_workers * PLACE_BYTES, self.n_workers, slot)
 
     def write(self, slot: int, status: Status) -> None:
-        """Replace the slot's status; without `more` where that is too long."""
-        content = msgspec.json.encode(status)
-        if len(content) > SLOT_BYTES - _MARKS_BYTES:
-            content = msgspec.json.encode(msgspec.structs.replace(status, more={}))
-        marks = len(content).to_bytes(_LENGTH_BYTES, "big") + zlib.crc32(content).to_bytes(_LENGTH_BYTES, "big")
-        os.pwrite(self.fd, marks + content, slot * SLOT_BYTES)
+        """Replace the slot's status."""
+        self._slots[slot].replace(msgspec.json.encode(status))
 
     def clear(self, slot: int) -> None:
         """The slot's worker is gone."""
-        os.pwrite(self.fd, bytes(_MARKS_BYTES), slot * SLOT_BYTES)
+        self._slots[slot].replace(b"")
 
     def read(self) -> list[Status]:
         """What the workers say that are there; one whose beat is old is among them."""
-        found = (self._read(slot) for slot in range(self.n_workers))
-        return [status for status in found if status is not None]
+        return [status for slot in self._slots if (status := _status(slot)) is not None]
 
     def check(self) -> Mapping[str, Any]:
         """Whether all are alive, and what they did together; a readiness check."""
@@ -92,13 +81,11 @@ class Board:
         """Close this process's descriptor."""
         os.close(self.fd)
 
-    def _read(self, slot: int) -> Status | None:
-        for _ in range(_READS):
-            found = os.pread(self.fd, SLOT_BYTES, slot * SLOT_BYTES)
-            length = int.from_bytes(found[:_LENGTH_BYTES], "big")
-            content = found[_MARKS_BYTES : _MARKS_BYTES + length]
-            if not length:
-                return None
-            if zlib.crc32(content) == int.from_bytes(found[_LENGTH_BYTES:_MARKS_BYTES], "big"):
-                return msgspec.json.decode(content, type=Status)
+
+def _status(slot: SharedPlace) -> Status | None:
+    """None where no worker is, and where what it says is damaged: such a worker counts as not alive."""
+    try:
+        content = slot.read()
+    except OSError:
         return None
+    return msgspec.json.decode(content, type=Status) if content else None

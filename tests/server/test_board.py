@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from mmserver.server.board import ALIVE_S, SLOT_BYTES, Board, Status
+from mmserver.server.board import ALIVE_S, Board, Status
+from mmserver.serving.siblings import MAX_CONTENT_BYTES, PLACE_BYTES
 
 
 @pytest.fixture
@@ -42,10 +43,35 @@ def test_a_worker_that_has_not_written_for_long_is_not_alive(board: Board) -> No
     assert (found["status"], found["alive"], found["workers"]) == ("degraded", 2, 3)
 
 
-def test_a_torn_status_is_not_read(board: Board) -> None:
-    board.write(1, status(12345))
-    os.pwrite(board.fd, b"9", SLOT_BYTES + 16)
-    assert board.read() == []
+def test_a_worker_that_dies_in_the_middle_of_writing_leaves_its_last_word(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = status(1)
+    board.write(1, said)
+    write = os.pwrite
+
+    def die_at_the_head(fd: int, content: bytes, at: int) -> int:
+        if at == PLACE_BYTES:
+            raise KeyboardInterrupt
+        return write(fd, content, at)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", die_at_the_head)
+        with pytest.raises(KeyboardInterrupt):
+            board.write(1, status(2, requests=10**12))
+    assert board.read() == [said]
+
+
+def test_a_damaged_status_is_not_read_and_its_worker_not_alive(board: Board) -> None:
+    for slot in range(3):
+        board.write(slot, status(slot))
+    content_at = PLACE_BYTES + 4096 + MAX_CONTENT_BYTES
+    assert os.pread(board.fd, 8, content_at) == b'{"pid":1'
+    os.pwrite(board.fd, b'{"pid":9', content_at)
+    assert [found.pid for found in board.read()] == [0, 2]
+    assert (board.check()["status"], board.check()["alive"]) == ("degraded", 2)
+    board.write(1, status(1))
+    assert board.check()["alive"] == 3
 
 
 def test_what_predictions_share_lies_beside_the_statuses(board: Board) -> None:
