@@ -59,17 +59,18 @@ class InlineAnswers(InlineAnswerer):
         if routes is None:
             return False
         try:
-            answer = routes.answer(request.path, request.headers, request.body())
+            request_id = self._request_ids(request.headers.get("X_REQUEST_ID", ""))
+            answer = routes.answer(request.path, request.headers, request.body(), request_id)
         except Exception:  # the last handler of this thread: the view meets the same, and answers `internal`
             log.exception("%s %s", request.command, request.path)
             return False
         if answer is None:
             return False
         closes = request.connection_close or channel.front.is_stopping
-        channel.answered(self._bytes(answer, request, closes=closes), closes=closes)
+        channel.answered(self._bytes(answer, request, request_id, closes=closes), closes=closes)
         return True
 
-    def _bytes(self, answer: "QuickAnswer", request: Request, *, closes: bool) -> bytes:
+    def _bytes(self, answer: "QuickAnswer", request: Request, request_id: str, *, closes: bool) -> bytes:
         """The whole answer, with the headers that `ResponseFrame` and waitress would give it."""
         now_s = int(time.time())
         if now_s != self._date_s:
@@ -85,7 +86,7 @@ class InlineAnswers(InlineAnswerer):
             self._heads.get(answer[:2]) or self._head(answer),
             len(answer.body),
             self._date,
-            self._request_ids(request.headers.get("X_REQUEST_ID", "")).encode(),
+            request_id.encode(),
             connection,
             answer.body,
         )

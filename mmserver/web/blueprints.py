@@ -26,7 +26,7 @@ from mmserver.web import (
     versions,
 )
 from mmserver.web.current import QUICK_KEY, SERVING_KEY, STORE_KEY, LateQuickRoutes, LateServing
-from mmserver.web.framing import WAITED_NS_KEY, ResponseFrame
+from mmserver.web.framing import REQUEST_ID_KEY, WAITED_NS_KEY, ResponseFrame
 from mmserver.web.same_site import refuse_cross_site
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def register_web(
 class QuickPredictions:
     """A WSGI application in front of Flask that answers plain predictions from memory, and passes on everything else.
 
-    Where the server asks the quick routes itself before it hands a request on, this costs little and finds nothing.
+    It stands within the `ResponseFrame`, which names the request. Where the server asks the quick routes itself before it hands a request on, this costs little and finds nothing.
     """
 
     def __init__(self, application: "WSGIApplication", quick: LateQuickRoutes, max_body_bytes: int) -> None:
@@ -96,8 +96,8 @@ class QuickPredictions:
             if routes.is_candidate("POST", path, environ.get("QUERY_STRING", "")):
                 body = _whole_body(environ, self._max_body_bytes)
                 if body is not None:
-                    waited_ns = environ.get(WAITED_NS_KEY, 0)
-                    answer = routes.answer(path, _headers(environ), body, waited_ns, may_take_long=True)
+                    request_id, waited_ns = environ[REQUEST_ID_KEY], environ.get(WAITED_NS_KEY, 0)
+                    answer = routes.answer(path, _headers(environ), body, request_id, waited_ns, may_take_long=True)
                     if answer is not None:
                         start_response(answer.status, [*answer.headers, ("Content-Length", str(len(answer.body)))])
                         return [answer.body]

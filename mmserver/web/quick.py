@@ -15,7 +15,6 @@ from mmserver.catalog.symbols import comparable_symbol
 from mmserver.errors import MmserverError
 from mmserver.serving.interpretation import NoInterpreter
 from mmserver.serving.predictions import Resolved, Serving
-from mmserver.web.framing import RequestIds
 from mmserver.web.open_inference_bodies import BINARY_MEDIA_TYPE, HEADER_LENGTH
 from mmserver.web.open_inference_infer import quick_infer
 from mmserver.web.prediction_answers import PredictionItem, decision_item, latency_ms
@@ -43,8 +42,18 @@ class QuickAnswer(NamedTuple):
     body: bytes
 
 
-QuickHandler: TypeAlias = Callable[[str, Mapping[str, str], bytes, int, bool], QuickAnswer | None]
-"""Called with the path, the headers, the body, the nanoseconds that the request waited for a thread, and whether it may take long."""
+class QuickRequest(NamedTuple):
+    """What a handler is asked; see `QuickRoutes.answer`."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    request_id: str
+    waited_ns: int
+    may_take_long: bool
+
+
+QuickHandler: TypeAlias = Callable[[QuickRequest], QuickAnswer | None]
 
 JSON_HEADERS = (("Content-Type", JSON_MEDIA_TYPE),)
 BINARY_HEADERS = (("Content-Type", BINARY_MEDIA_TYPE),)
@@ -64,7 +73,6 @@ class QuickRoutes:
         }
         self._handlers_within: tuple[tuple[str, str, QuickHandler], ...] = (("/v2/models/", "/infer", self._infer),)
         """Beginning and end of paths, and their handler."""
-        self._infer_ids = RequestIds()
 
     def is_candidate(self, method: str, path: str, query: str) -> bool:
         """Whether `answer` may know the request; a lookup, without reading the body."""
@@ -75,6 +83,7 @@ class QuickRoutes:
         path: str,
         headers: Mapping[str, str],
         body: bytes,
+        request_id: str,
         waited_ns: int = 0,
         *,
         may_take_long: bool = False,
@@ -82,8 +91,9 @@ class QuickRoutes:
         """The answer, or None where Flask has to give it: that is so for whatever could hold up other clients, unless it may
         take long because the calling thread is this request's own.
 
-        `headers` has upper-case names with underscores: CONTENT_TYPE, CONTENT_ENCODING, …; `waited_ns` is how long the
-        request waited for a thread, for the statistics.
+        `headers` has upper-case names with underscores: CONTENT_TYPE, CONTENT_ENCODING, …; `request_id` is what the answer's
+        `X-Request-ID` says, for bodies that have it too; `waited_ns` is how long the request waited for a thread, for the
+        statistics.
         """
         if len(body) > MAX_BODY_BYTES and not may_take_long:
             return None
@@ -91,7 +101,9 @@ class QuickRoutes:
             if name in headers:
                 return None
         handler = self._handler(path)
-        return None if handler is None else handler(path, headers, body, waited_ns, may_take_long)
+        if handler is None:
+            return None
+        return handler(QuickRequest(path, headers, body, request_id, waited_ns, may_take_long))
 
     def _handler(self, path: str) -> QuickHandler | None:
         handler = self._handlers.get(path)
@@ -101,32 +113,24 @@ class QuickRoutes:
                     return within
         return handler
 
-    def _predict(
-        self,
-        direction_codes: bool,
-        _path: str,
-        headers: Mapping[str, str],
-        body: bytes,
-        waited_ns: int,
-        may_take_long: bool,
-    ) -> QuickAnswer | None:
+    def _predict(self, direction_codes: bool, request: QuickRequest) -> QuickAnswer | None:
         begun_ns = time.perf_counter_ns()
-        if headers.get("CONTENT_TYPE", "") not in PLAIN_MEDIA_TYPES:
+        if request.headers.get("CONTENT_TYPE", "") not in PLAIN_MEDIA_TYPES:
             return None
-        asked = plain_body(body)
+        asked = plain_body(request.body)
         if asked is None or asked.explain is True or not asked.features or not has_plain_features(asked):
             return None
         serving = self._serving
         resolved = self._resolved(asked.symbol, given(asked.model_name), given(asked.model_version))
         loaded = None if resolved is None else serving.held(resolved)
-        most_ns = math.inf if may_take_long else MAX_ROW_COST_NS
+        most_ns = math.inf if request.may_take_long else MAX_ROW_COST_NS
         if resolved is None or loaded is None or loaded.row_cost_ns > most_ns:
             return None
         if isinstance(loaded.interpreter, NoInterpreter) or len(asked.features) not in (1, loaded.layout.width):
             return None  # it is refused anyway, and would be counted twice; to say all that is wrong may take long
         try:
             row = loaded.layout.row(asked.features)  # type: ignore[arg-type]  # of one shape: `has_plain_features` said so
-            decision = serving.predict_row(resolved, loaded, row, begun_ns, waited_ns)
+            decision = serving.predict_row(resolved, loaded, row, begun_ns, request.waited_ns)
         except MmserverError:
             return None
         item = PredictionItem(
@@ -142,10 +146,8 @@ class QuickRoutes:
         )
         return QuickAnswer("200 OK", JSON_HEADERS, json_bytes(item))
 
-    def _infer(
-        self, path: str, headers: Mapping[str, str], body: bytes, waited_ns: int, may_take_long: bool
-    ) -> QuickAnswer | None:
-        request_id = self._infer_ids(headers.get("X_REQUEST_ID", ""))
+    def _infer(self, request: QuickRequest) -> QuickAnswer | None:
+        path, headers, body, request_id, waited_ns, may_take_long = request
         answer = quick_infer(
             self._serving, path, headers, body, request_id, waited_ns=waited_ns, may_take_long=may_take_long
         )

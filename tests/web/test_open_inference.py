@@ -610,7 +610,7 @@ def test_statistics_count_what_was_asked_with_every_key_that_perf_analyzer_reads
 
 
 def quick(web: Any, body: bytes, path: str = INFER, **headers: str) -> Any:
-    return QuickRoutes(web.app.extensions[SERVING_KEY]()).answer(path, headers, body)
+    return QuickRoutes(web.app.extensions[SERVING_KEY]()).answer(path, headers, body, "mine")
 
 
 def test_quick_answers_are_those_of_the_view(web: Any) -> None:
@@ -625,11 +625,9 @@ def test_quick_answers_are_those_of_the_view(web: Any) -> None:
         (ROWS[:1].tobytes(), 0),
     ):
         headers = {} if n_json is None else {HEADER: str(n_json)}
-        viewed = post(web, body, headers={"Sec-Fetch-Site": "none", "X-Request-ID": "1", **headers})
+        viewed = post(web, body, headers={"Sec-Fetch-Site": "none", "X-Request-ID": "mine", **headers})
         assert viewed.status_code == 200
-        answered = quick(
-            web, body, **{"X_REQUEST_ID": "1", **{key.upper().replace("-", "_"): headers[key] for key in headers}}
-        )
+        answered = quick(web, body, **{key.upper().replace("-", "_"): headers[key] for key in headers})
         assert answered.status == "200 OK"
         assert answered.body == viewed.data
         assert all(viewed.headers[name] == value for name, value in answered.headers)

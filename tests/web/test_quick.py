@@ -39,7 +39,7 @@ def routes(web: Any) -> quick.QuickRoutes:
 
 def quickly(routes: quick.QuickRoutes, body: Any, path: str = "/predict", **headers: str) -> quick.QuickAnswer | None:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return routes.answer(path, {**JSON, **headers}, data)
+    return routes.answer(path, {**JSON, **headers}, data, "mine")
 
 
 def comparable(body: bytes) -> Any:
@@ -188,7 +188,7 @@ def test_every_quick_inference_is_the_views(
 ) -> None:
     data, headers = request_of
     keys = {name.upper().replace("-", "_"): value for name, value in headers.items()}
-    answer = routes.answer(V2, {"X_REQUEST_ID": "mine", **keys}, data)
+    answer = routes.answer(V2, keys, data, "mine")
     response = web.client.post(f"{V2}?flask=1", data=data, headers={"X-Request-ID": "mine", **headers})
     assert response.status_code < 500
     if answer is None:
@@ -215,7 +215,7 @@ def test_the_requests_that_are_made_up_are_answered_quickly_often_enough(web: An
         nonlocal n_quick
         data, headers = made
         keys = {name.upper().replace("-", "_"): value for name, value in headers.items()}
-        n_quick += routes.answer(V2, keys, data) is not None
+        n_quick += routes.answer(V2, keys, data, "mine") is not None
 
     count()
     assert n_quick >= 10
@@ -317,7 +317,7 @@ def test_candidates_are_known_by_method_and_path_alone(
 def test_a_slow_model_is_left_to_a_thread(routes: quick.QuickRoutes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick, "MAX_ROW_COST_NS", -1)
     assert quickly(routes, BODY) is None
-    answer = routes.answer("/predict", JSON, json.dumps(BODY).encode(), may_take_long=True)
+    answer = routes.answer("/predict", JSON, json.dumps(BODY).encode(), "mine", may_take_long=True)
     assert answer is not None
     monkeypatch.undo()
     usual = quickly(routes, BODY)
@@ -342,8 +342,8 @@ def test_many_rows_are_left_to_a_thread_which_answers_as_flask_does(
     body = text + rows.tobytes() if is_binary else text
     lengths = {HEADER_LENGTH: str(len(text))} if is_binary else {}
     headers = {name.upper().replace("-", "_"): value for name, value in lengths.items()}
-    assert routes.answer(V2, headers, body) is None
-    answer = routes.answer(V2, headers, body, may_take_long=True)
+    assert routes.answer(V2, headers, body, "mine") is None
+    answer = routes.answer(V2, headers, body, "mine", may_take_long=True)
     assert answer is not None
     response = web.client.post(f"{V2}?flask=1", data=body, headers=lengths)
     assert (response.status_code, response.data) == (200, answer.body)
@@ -382,9 +382,9 @@ def test_an_inference_of_many_inputs_is_left_to_a_thread(
     monkeypatch.setattr(
         open_inference_infer, "request_from_json", lambda text: (read.append(text), request_from_json(text))[1]
     )
-    assert routes.answer(V2, {}, body(open_inference_infer.MAX_QUICK_INPUTS)) is None
+    assert routes.answer(V2, {}, body(open_inference_infer.MAX_QUICK_INPUTS), "mine") is None
     assert len(read) == 1
-    assert routes.answer(V2, {}, body(open_inference_infer.MAX_QUICK_INPUTS + 1)) is None
+    assert routes.answer(V2, {}, body(open_inference_infer.MAX_QUICK_INPUTS + 1), "mine") is None
     assert len(read) == 1
 
 
