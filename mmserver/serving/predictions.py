@@ -91,7 +91,7 @@ class Serving:
         self.predictors = Predictors(store)
         self.unloading = Unloading(store, self.predictors, siblings.unloaded if siblings else None)
         self.statistics = Statistics(siblings)
-        self.warming = Warming(store, self.predictors)
+        self.warming = Warming(store, self.predictors, self.unloading)
         self._resolver = Resolver(store)
         self._dead_band = store.settings.dead_band
         self._dead_bands = store.settings.dead_bands
@@ -129,7 +129,9 @@ class Serving:
             GroupHasNoModel, PredictorUnloadable
         """
         self.unloading.check(resolved)
-        return self.predictors.get(resolved.group)
+        loaded = self.predictors.get(resolved.group)
+        self.unloading.let_go_if_unloaded(resolved)
+        return loaded
 
     def held(self, resolved: Resolved) -> LoadedModel | None:
         """The same without waiting: None unless it is loaded."""

@@ -20,7 +20,6 @@ from mmserver.errors import (
     Corrupt,
     GroupHasNoModel,
     MmserverError,
-    NotReady,
     PredictionFailed,
     PredictorUnloadable,
 )
@@ -98,7 +97,6 @@ class Predictors:
         self._ticks = itertools.count()
         self._flights: dict[int, _Flight] = {}
         self._failures: dict[int, _Failure] = {}
-        self._unloaded: frozenset[int] = frozenset()
         self._size_bytes = 0
         self._lock = threading.Lock()
 
@@ -108,14 +106,11 @@ class Predictors:
         Raises:
             GroupHasNoModel: there is none, or no plugin runs its kind.
             PredictorUnloadable: it does not load; not tried again for a while, unless it is reloaded.
-            NotReady: it was unloaded on purpose.
         """
         loaded = self._loaded.get(group.id)
         if loaded is not None:
             self._used[group.id] = next(self._ticks)
             return loaded
-        if group.id in self._unloaded:
-            raise NotReady(what=f"{group.group_key} was unloaded; it")
         return self._fetch(group, keep=self._keep)
 
     def held(self, group: Group) -> LoadedModel | None:
@@ -128,10 +123,6 @@ class Predictors:
     def is_loaded(self, group: Group) -> bool:
         """Whether it is loaded, without counting as a use."""
         return group.id in self._loaded
-
-    def is_unloaded(self, group: Group) -> bool:
-        """Whether it was unloaded on purpose, and not loaded since."""
-        return group.id in self._unloaded
 
     def failure(self, group: Group) -> MmserverError | None:
         """Why it did not load the last time it was tried; None where it did, or was not tried."""
@@ -147,25 +138,16 @@ class Predictors:
         """Memory that all of them hold."""
         return self._size_bytes
 
-    def load(self, group: Group) -> LoadedModel:
-        """As `get`, also after it was unloaded, and whatever went wrong before.
-
-        Raises:
-            GroupHasNoModel, PredictorUnloadable
-        """
-        self._forgive(group)
-        return self.get(group)
-
     def reload(self, groups: Iterable[Group]) -> Reloaded:
-        """Load anew what is loaded, failed or was unloaded, and put it in the place of what was; the rest is loaded at its first
-        use anyway. No request fails meanwhile, or sees half of it.
+        """Load anew what is loaded or failed, and put it in the place of what was; the rest is loaded at its first use anyway,
+        but one group alone is loaded at once. No request fails meanwhile, or sees half of it.
         """
         loaded: list[str] = []
         failed: dict[str, MmserverError] = {}
         wanted = list(groups)
         for group in wanted:
             is_wanted = len(wanted) == 1 or group.id in self._loaded or group.id in self._failures
-            if not (is_wanted or group.id in self._unloaded) or not group.can_predict:
+            if not is_wanted or not group.can_predict:
                 continue
             try:
                 self._forgive(group)
@@ -176,12 +158,6 @@ class Predictors:
                 loaded.append(group.group_key)
         return Reloaded(loaded=tuple(loaded), failed=failed)
 
-    def unload(self, group: Group) -> None:
-        """Let it go and answer NotReady until it is loaded again; requests that have it finish with it."""
-        with self._lock:
-            self._unloaded |= {group.id}
-            self._drop(group.id)
-
     def warm(self, group: Group, needed: Collection[int]) -> bool:
         """Load it ahead of its first use, if there is room without letting go of anything in `needed` (group ids).
 
@@ -191,7 +167,7 @@ class Predictors:
         Raises:
             GroupHasNoModel, PredictorUnloadable
         """
-        if group.id in self._loaded or group.id in self._unloaded:
+        if group.id in self._loaded:
             return True
         has_room = False
 
@@ -211,9 +187,8 @@ class Predictors:
         return has_room or group.id in self._loaded
 
     def let_go(self, group_ids: Collection[int]) -> None:
-        """Forget everything of these groups; they are not stored any more."""
+        """Forget everything of these groups; requests that have one finish with it."""
         with self._lock:
-            self._unloaded -= frozenset(group_ids)
             for group_id in group_ids:
                 self._drop(group_id)
                 self._failures.pop(group_id, None)
@@ -221,7 +196,7 @@ class Predictors:
     def known_ids(self) -> set[int]:
         """The groups that anything is remembered of."""
         with self._lock:
-            return {*self._loaded, *self._unloaded, *self._failures}
+            return {*self._loaded, *self._failures}
 
     # --- loading ----------------------------------------------------------------------------------------------------------
 
@@ -322,7 +297,6 @@ class Predictors:
     def _forgive(self, group: Group) -> None:
         with self._lock:
             self._failures.pop(group.id, None)
-            self._unloaded -= {group.id}
         sha256 = stored_content_sha256(self._store.database, group)
         if sha256 is not None:
             self._ledger.forget(sha256)
@@ -332,8 +306,6 @@ class Predictors:
     def _keep(self, loaded: LoadedModel) -> None:
         """Hold it, and let others go for it; one that is larger than the whole bound is not held."""
         with self._lock:
-            if loaded.group.id in self._unloaded:
-                return
             if loaded.size_bytes > self._limit_bytes:
                 self._drop(loaded.group.id)
                 return

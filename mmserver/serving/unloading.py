@@ -56,6 +56,16 @@ class Unloading:
         if self._model_ids and self.is_unloaded(resolved.version.model_name, resolved.group.group_key):
             raise NotReady(what=f"{resolved.version.model_name}: {resolved.group.group_key} was unloaded; it")
 
+    @property
+    def model_ids(self) -> ModelIds:
+        """All that is unloaded now; another one after each change."""
+        return self._model_ids
+
+    def let_go_if_unloaded(self, resolved: Resolved) -> None:
+        """To be called after each load: an unload that came meanwhile found nothing to let go of."""
+        if self.is_unloaded(resolved.version.model_name, resolved.group.group_key):
+            self._let_go(resolved.group)
+
     def unload(self, resolved: Resolved) -> None:
         """Predict with it no more; its memory is given back unless another model predicts with the same content."""
         model_name = resolved.version.model_name
@@ -94,7 +104,10 @@ class Unloading:
 
     def _hold(self, model_ids: ModelIds) -> None:
         """Make it hold here; what was not unloaded before is let go of."""
-        before, self._model_ids = self._model_ids, MappingProxyType(dict(model_ids))
+        before = self._model_ids
+        if model_ids == before:
+            return
+        self._model_ids = MappingProxyType(dict(model_ids))
         for model_name, group_key in model_ids.keys() - before.keys():
             model = self._store.catalog.models.get(model_name)
             group = model.serving.groups.get(group_key) if model is not None else None

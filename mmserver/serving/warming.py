@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 
 from sqlalchemy import select
 
-from mmserver.catalog.catalog import Catalog, Group
+from mmserver.catalog.catalog import Catalog
 from mmserver.catalog.store import Store
 from mmserver.errors import MmserverError
 from mmserver.serving.predictors import Predictors
+from mmserver.serving.resolving import Resolved
+from mmserver.serving.unloading import ModelIds, Unloading
 from mmserver.storage.tables import GroupRow
 
 ALL = "all"
@@ -17,36 +19,60 @@ log = logging.getLogger(__name__)
 
 
 class Warming:
-    """Keeps what is loaded in step with the catalog. One thread at a time calls it."""
+    """Keeps what is loaded in step with the catalog, and with what was unloaded on purpose. One thread at a time calls it."""
 
-    def __init__(self, store: Store, predictors: Predictors) -> None:
+    def __init__(self, store: Store, predictors: Predictors, unloading: Unloading) -> None:
         self._store = store
         self._predictors = predictors
+        self._unloading = unloading
         self._kept_up_with = Catalog()
-        self._is_current = False
+        self._unloaded: ModelIds | None = None
+        """When it last kept up; None before the first time."""
 
     def keep_up(self, is_stopping: Callable[[], bool]) -> None:
-        """After a change: let go of what is not stored any more, and load what will be asked for. Cheap if there was none.
+        """After a change: let go of what is not stored any more, and load what will be asked for, but nothing that was unloaded.
+        Cheap if there was none.
 
         Ends early when `is_stopping`, or when the catalog changes again; the next call goes on.
         """
-        catalog = self._store.catalog
-        if self._is_current and catalog is self._kept_up_with:
+        catalog, unloaded = self._store.catalog, self._unloading.model_ids
+        if catalog is self._kept_up_with and unloaded is self._unloaded:
             return
-        served_ids = {group.id for model in catalog.models.values() for group in model.serving.groups.values()}
+        served_ids = self._served_ids(catalog)
         self._let_go_of_removed(served_ids)
-        for group in self._wanted(catalog):
+        for wanted in self._wanted(catalog):
             if is_stopping() or self._store.catalog is not catalog:
                 return
-            try:
-                if not self._predictors.warm(group, served_ids):
-                    log.warning("predictor_cache_bytes is full: %s and more are not loaded ahead", group.group_key)
-                    break
-            except MmserverError as error:
-                log.warning("%s is not loaded ahead: %s", group.group_key, error)
-        self._kept_up_with, self._is_current = catalog, True
+            if not self._is_unloaded(wanted) and not self._warm(wanted, served_ids):
+                break
+        self._kept_up_with, self._unloaded = catalog, unloaded
 
-    def _wanted(self, catalog: Catalog) -> Iterator[Group]:
+    def _warm(self, wanted: Resolved, served_ids: set[int]) -> bool:
+        """False if there is no room for it, nor for others."""
+        group = wanted.group
+        try:
+            if not self._predictors.warm(group, served_ids):
+                log.warning("predictor_cache_bytes is full: %s and more are not loaded ahead", group.group_key)
+                return False
+        except MmserverError as error:
+            log.warning("%s is not loaded ahead: %s", group.group_key, error)
+        self._unloading.let_go_if_unloaded(wanted)
+        return True
+
+    def _is_unloaded(self, wanted: Resolved) -> bool:
+        return self._unloading.is_unloaded(wanted.version.model_name, wanted.group.group_key)
+
+    def _served_ids(self, catalog: Catalog) -> set[int]:
+        """What any model may predict with; what was unloaded from all that had it is let go of."""
+        served_ids: set[int] = set()
+        unloaded_ids: set[int] = set()
+        for name, model in catalog.models.items():
+            for key, group in model.serving.groups.items():
+                (unloaded_ids if self._unloading.is_unloaded(name, key) else served_ids).add(group.id)
+        self._predictors.let_go(unloaded_ids - served_ids)
+        return served_ids
+
+    def _wanted(self, catalog: Catalog) -> Iterator[Resolved]:
         """Served groups that can predict: successors of loaded ones first, then those that the settings name."""
         in_use = {loaded.group.id for loaded in self._predictors.loaded()}
         for name, before in self._kept_up_with.models.items():
@@ -56,12 +82,13 @@ class Warming:
             for key, group in before.serving.groups.items():
                 successor = after.serving.groups.get(key)
                 if group.id in in_use and successor is not None and successor.can_predict:
-                    yield successor
+                    yield Resolved(after.serving, successor)
         warm = self._store.settings.warm
         for name in catalog.models if ALL in warm else warm:
             model = catalog.models.get(name)
             if model is not None:
-                yield from (group for group in model.serving.groups.values() if group.can_predict)
+                groups = model.serving.groups.values()
+                yield from (Resolved(model.serving, group) for group in groups if group.can_predict)
 
     def _let_go_of_removed(self, served_ids: set[int]) -> None:
         """Groups that are not served may still be asked for by their version's label, as long as they are stored."""

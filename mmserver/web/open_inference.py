@@ -275,7 +275,7 @@ def _described(serving: Serving, found: TensorModel) -> _Described:
     summary = groups.group_detail(serving.store, group).record.model or {}
     facts = facts_from_summary(summary)
     widths = widths_from_facts(facts)
-    outputs = output_tensors(facts, widths) if widths is not None else outputs_of(serving.predictors.get(group))
+    outputs = output_tensors(facts, widths) if widths is not None else outputs_of(serving.loaded(found.resolved))
     properties = {
         "model_name": found.version.model_name,
         "version": found.version.label,

@@ -265,8 +265,8 @@ def test_the_bound_holds_whatever_eight_threads_do(many: Any) -> None:
             if step % 17 == number:
                 many.serving.predictors.reload([many.group(symbol)])
             elif step % 23 == number:
-                many.serving.predictors.unload(many.group("E"))
-                many.serving.predictors.load(many.group("E"))
+                many.serving.unloading.unload(many.resolved("E"))
+                many.serving.unloading.allow(many.resolved("E"))
             else:
                 try:
                     assert many.predict(ROW, symbol).decision.expected_return == 1.0
@@ -336,29 +336,76 @@ def test_no_request_fails_while_eight_threads_predict_and_others_reload(desk: An
     assert found == [{expected}] * 8
 
 
-def test_an_unloaded_model_is_not_ready_until_it_is_loaded(btc: Any, loads: list[Any]) -> None:
+def test_an_unloaded_model_is_not_ready_until_it_is_allowed(btc: Any, loads: list[Any]) -> None:
     held = btc.serving.predictors
     kept = held.get(btc.group())
-    held.unload(btc.group())
-    assert (held.loaded(), held.size_bytes, held.is_unloaded(btc.group())) == ([], 0, True)
+    btc.serving.unloading.unload(btc.resolved())
+    assert (held.loaded(), held.size_bytes) == ([], 0)
     with pytest.raises(NotReady, match="unloaded"):
         btc.predict(ROW)
     assert kept.engine.predict(kept.layout.row(ROW))["prediction"].tolist() == [[1.0]]
-    assert held.load(btc.group()).group.symbol == "BTC"
+    assert len(loads) == 1
+    btc.serving.unloading.allow(btc.resolved())
     assert btc.predict(ROW).decision.expected_return == 1.0
-    assert (held.is_unloaded(btc.group()), len(loads)) == (False, 2)
+    assert len(loads) == 2
 
 
 def test_a_load_that_an_unload_overtakes_is_not_kept(btc: Any) -> None:
-    btc.switches["loading"] = lambda document: btc.serving.predictors.unload(btc.group())
+    btc.switches["loading"] = lambda document: btc.serving.unloading.unload(btc.resolved())
     assert btc.predict(ROW).decision.expected_return == 1.0
-    assert btc.serving.predictors.loaded() == []
+    assert (btc.serving.predictors.loaded(), btc.serving.predictors.size_bytes) == ([], 0)
     with pytest.raises(NotReady):
         btc.predict(ROW)
 
 
+def test_a_load_of_an_old_version_that_an_unload_overtakes_is_not_kept(btc: Any) -> None:
+    label = btc.store.model("alpha").serving.label
+    btc.write_weights("alpha", "BTC_ret_1h", {"prediction": [[2.0, 0.0, 0.0]]})
+    btc.refresh()
+    btc.switches["loading"] = lambda document: btc.serving.unloading.unload(btc.resolved())
+    assert btc.predict(ROW, version=label).decision.expected_return == 1.0
+    assert btc.serving.predictors.loaded() == []
+
+
+def test_a_load_that_begins_after_an_unload_it_did_not_see_is_not_kept(
+    btc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request has just been found good when the unload comes."""
+    check = btc.serving.unloading.check
+
+    def check_and_be_overtaken(resolved: Any) -> None:
+        check(resolved)
+        btc.serving.unloading.unload(resolved)
+
+    monkeypatch.setattr(btc.serving.unloading, "check", check_and_be_overtaken)
+    assert btc.predict(ROW).decision.expected_return == 1.0
+    assert btc.serving.predictors.loaded() == []
+
+
+def test_a_load_that_an_unload_overtakes_is_kept_for_another_model_of_the_same_content(
+    btc: Any, loads: list[Any]
+) -> None:
+    btc.directories["beta"] = btc.directory("alpha")
+    btc.register("beta")
+
+    def unload(document: Any) -> None:
+        loads.append(document)
+        btc.serving.unloading.unload(btc.resolved())
+
+    btc.switches["loading"] = unload
+    btc.predict(ROW)
+    assert btc.serving.predictors.is_loaded(btc.group())
+    assert btc.predict(ROW, model_name="beta").decision.expected_return == 1.0
+    assert len(loads) == 1
+
+
 def test_a_failed_load_of_an_unloaded_model_says_so(btc: Any, loads: list[Any]) -> None:
-    btc.serving.predictors.unload(btc.group())
+    btc.serving.unloading.unload(btc.resolved())
     btc.switches["loading"] = failing(loads)
-    with pytest.raises(PredictorUnloadable):
-        btc.serving.predictors.load(btc.group())
+    assert isinstance(btc.serving.predictors.reload([btc.group()]).failed["BTC_ret_1h"], PredictorUnloadable)
+
+
+def test_a_reload_of_one_unloaded_model_loads_it(btc: Any, loads: list[Any]) -> None:
+    btc.serving.unloading.unload(btc.resolved())
+    assert btc.serving.predictors.reload([btc.group()]).loaded == ("BTC_ret_1h",)
+    assert len(loads) == 1

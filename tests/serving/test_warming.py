@@ -116,7 +116,81 @@ def test_a_model_that_does_not_load_does_not_keep_the_others_cold(
 
 def test_an_unloaded_model_stays_unloaded(open_desk: Callable[..., Any]) -> None:
     desk = fill(open_desk(warm=("all",)))
-    desk.serving.predictors.unload(desk.group("A"))
+    desk.serving.unloading.unload(desk.resolved("A"))
+    assert keep_up(desk) == "B_ret C_ret"
+
+
+def test_an_unloaded_model_stays_unloaded_in_new_versions(open_desk: Callable[..., Any]) -> None:
+    desk = fill(open_desk(warm=("all",)))
+    keep_up(desk)
+    desk.serving.unloading.unload(desk.resolved("A"))
+    loads: list[Any] = []
+    desk.switches["loading"] = loads.append
+    for symbol in "AB":
+        desk.write_weights("alpha", f"{symbol}_ret", {"prediction": [[2.0, 0.0, 0.0]]})
+    desk.refresh()
+    keep_up(desk)
+    assert desk.serving.predictors.is_loaded(desk.group("B"))
+    assert not desk.serving.predictors.is_loaded(desk.group("A"))
+    assert len(loads) == 1
+
+
+def test_the_successor_of_an_unloaded_model_is_not_loaded_for_another_s_use(desk: Any) -> None:
+    fill(desk)
+    desk.directories["gamma"] = desk.directory("alpha")
+    desk.register("gamma")
+    desk.predict(ROW, "A", "gamma")
+    keep_up(desk)
+    desk.serving.unloading.unload(desk.resolved("A"))
+    assert keep_up(desk) == "A_ret"
+    desk.write_weights("alpha", "A_ret", {"prediction": [[2.0, 0.0, 0.0]]})
+    desk.refresh()
+    keep_up(desk)
+    assert desk.group("A").id != desk.group("A", "gamma").id
+    assert not desk.serving.predictors.is_loaded(desk.group("A"))
+    assert desk.serving.predictors.is_loaded(desk.group("A", "gamma"))
+
+
+def test_what_is_allowed_again_is_loaded_ahead_again(open_desk: Callable[..., Any]) -> None:
+    """In each process of a server, of which only one was asked to load it."""
+    desk = fill(open_desk(warm=("all",)))
+    desk.serving.unloading.unload(desk.resolved("A"))
+    assert keep_up(desk) == "B_ret C_ret"
+    desk.serving.unloading.allow(desk.resolved("A"))
+    assert keep_up(desk) == "A_ret B_ret C_ret"
+
+
+def test_an_unload_in_the_middle_of_a_look_holds(open_desk: Callable[..., Any]) -> None:
+    """A is unloaded while it is loaded itself, C before it is its turn."""
+    desk = fill(open_desk(warm=("all",)))
+
+    def unload(document: Any) -> None:
+        del desk.switches["loading"]
+        desk.serving.unloading.unload(desk.resolved("A"))
+        desk.serving.unloading.unload(desk.resolved("C", "beta"))
+
+    desk.switches["loading"] = unload
+    assert keep_up(desk) == "B_ret"
+
+
+def test_the_last_model_that_predicts_with_unloaded_content_takes_it_out_of_memory_when_it_is_removed(
+    desk: Any,
+) -> None:
+    fill(desk)
+    desk.directories["gamma"] = desk.directory("alpha")
+    desk.register("gamma")
+    desk.predict(ROW, "A", "gamma")
+    desk.serving.unloading.unload(desk.resolved("A"))
+    assert keep_up(desk) == "A_ret"
+    desk.remove("gamma")
+    assert keep_up(desk) == ""
+    assert desk.serving.predictors.size_bytes == 0
+
+
+def test_what_is_unloaded_does_not_keep_its_room(open_desk: Callable[..., Any]) -> None:
+    desk = fill(open_desk(warm=("all",), predictor_cache_bytes=250_000), size_bytes=100_000)
+    assert keep_up(desk) == "A_ret B_ret"
+    desk.serving.unloading.unload(desk.resolved("A"))
     assert keep_up(desk) == "B_ret C_ret"
 
 
@@ -131,12 +205,10 @@ def test_a_removed_model_s_predictors_are_let_go(desk: Any) -> None:
     fill(desk)
     for symbol, name in (("A", "alpha"), ("C", "beta")):
         desk.predict(ROW, symbol, name)
-    desk.serving.predictors.unload(desk.group("B"))
-    gone = desk.group("B")
+    desk.serving.unloading.unload(desk.resolved("B"))
     desk.remove("alpha")
     assert keep_up(desk) == "C_ret"
     assert desk.serving.predictors.known_ids() == {desk.group("C", "beta").id}
-    assert not desk.serving.predictors.is_unloaded(gone)
     assert desk.serving.predictors.size_bytes == desk.serving.predictors.loaded()[0].size_bytes
 
 
