@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from mmserver import errors
 from mmserver.web.framing import REQUEST_ID_KEY
+from mmserver.web.repeats import Repeats
 from mmserver.web.responses import JSON_MEDIA_TYPE, json_bytes, printable_text
 
 log = logging.getLogger(__name__)
@@ -106,7 +108,7 @@ class Problem:
 
 def register_errors(app: flask.Flask) -> None:
     """Let this module answer every error of the application, plugins' routes included."""
-    app.register_error_handler(errors.MmserverError, _on_our_error)
+    app.register_error_handler(errors.MmserverError, partial(_on_our_error, Repeats()))
     app.register_error_handler(HTTPException, _on_http_error)
     app.register_error_handler(Exception, _on_bug)
 
@@ -136,11 +138,22 @@ def problem_from_http_error(error: HTTPException) -> Problem:
     return Problem(status, code, detail, [], headers)
 
 
-def _on_our_error(error: errors.MmserverError) -> flask.Response:
+def _on_our_error(repeats: Repeats, error: errors.MmserverError) -> flask.Response:
     problem = problem_from_error(error)
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if isinstance(error, errors.Unavailable):
+        _log_unavailable(repeats, problem.code, error)
+    elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("%s %s [%s]: %s: %s", *_what_was_asked(), problem.code, error)
     return _response(problem)
+
+
+def _log_unavailable(repeats: Repeats, code: str, error: errors.Unavailable) -> None:
+    """As a warning, but once a minute: clients that are told to try again do, and the answer says all that the log would."""
+    said = f"{code}: {error}"
+    is_due, left_out = repeats.note(said, code)
+    for said_before, n_left_out in left_out:
+        log.warning("%s: %d times more since that was logged", said_before, n_left_out)
+    log.log(logging.WARNING if is_due else logging.DEBUG, "%s %s [%s]: %s", *_what_was_asked(), said)
 
 
 def _on_http_error(error: HTTPException) -> flask.Response:

@@ -79,6 +79,35 @@ def test_a_bug_tells_its_request_id_and_nothing_else(failing: Any, caplog: pytes
     assert "hunter2" in caplog.text
 
 
+def test_what_is_unavailable_is_logged_once_a_minute_however_often_it_is_asked_for(
+    make_web: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    web = make_web(tmp_path)
+
+    @web.app.route("/api/models/<name>/unready")
+    def unready(name: str) -> flask.Response:
+        raise errors.NotReady(what=name)
+
+    with caplog.at_level(logging.DEBUG, "mmserver.web.errors"):
+        for number in range(30):
+            for name in ("alpha", "beta"):
+                headers = {"X-Request-ID": f"{name}-{number}"}
+                response = web.client.get(f"/api/models/{name}/unready", headers=headers)
+                assert (response.status_code, response.json["detail"]) == (503, f"{name} is not ready yet")
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [text for level, text in said if level == "WARNING"] == [
+        f"GET /api/models/{name}/unready [{name}-0]: not_ready: {name} is not ready yet" for name in ("alpha", "beta")
+    ]
+    assert [level for level, _ in said].count("DEBUG") == 58
+
+
+def test_a_broken_state_is_logged_each_time(failing: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "mmserver.web.errors"):
+        ids = [failing.client.get("/api/fail/corrupt").json["request_id"] for _ in range(3)]
+    assert len(caplog.records) == 3
+    assert all(one in record.getMessage() for one, record in zip(ids, caplog.records, strict=True))
+
+
 def test_people_get_a_page_and_programs_get_json(failing: Any) -> None:
     browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     for path, headers, expected in [
