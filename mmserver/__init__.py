@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mmserver.errors import Undecodable as Undecodable
     from mmserver.formats import Artifact as Artifact
     from mmserver.formats import ArtifactFormat as ArtifactFormat
+    from mmserver.formats import Conversion as Conversion
     from mmserver.formats import Converter as Converter
     from mmserver.formats import Decision as Decision
     from mmserver.formats import Event as Event
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mmserver.formats import InfoRecord as InfoRecord
     from mmserver.formats import Interpreter as Interpreter
     from mmserver.formats import ModelFile as ModelFile
+    from mmserver.formats import ModelFormat as ModelFormat
+    from mmserver.formats import ModelSource as ModelSource
     from mmserver.formats import PageLink as PageLink
     from mmserver.formats import Predictor as Predictor
     from mmserver.formats import Probes as Probes
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Artifact": "mmserver.formats",
     "ArtifactFormat": "mmserver.formats",
+    "Conversion": "mmserver.formats",
     "Converter": "mmserver.formats",
     "Decision": "mmserver.formats",
     "Event": "mmserver.formats",
@@ -50,6 +54,8 @@ _HOMES = {
     "InfoRecord": "mmserver.formats",
     "Interpreter": "mmserver.formats",
     "ModelFile": "mmserver.formats",
+    "ModelFormat": "mmserver.formats",
+    "ModelSource": "mmserver.formats",
     "NotConvertible": "mmserver.errors",
     "PageLink": "mmserver.formats",
     "Predictor": "mmserver.formats",

@@ -215,6 +215,48 @@ class ModelNameTaken(Conflict):
     template = "a model named {model_name!r} exists; remove it first or choose another name"
 
 
+class VersionTaken(Conflict):
+    """The label is taken by a version with other content; versions never change."""
+
+    code = "version_conflict"
+    template = "{model_name} {version} is registered with other content; choose another version"
+
+
+class VersionInUse(Conflict):
+    """It is in production, or in an experiment: put another one in its place first."""
+
+    code = "version_in_use"
+    template = "{model_name} {version} is {use}; {instead}"
+
+
+class NothingBefore(Conflict):
+    """There is no earlier production version to go back to."""
+
+    code = "nothing_before"
+    template = "nothing was in production of {model_name} before {version}"
+
+
+class NotInProduction(Conflict):
+    """Nothing is in production, so there is nothing to go back from."""
+
+    code = "not_in_production"
+    template = "no version of {model_name} is in production"
+
+
+class PinnedByStage(Conflict):
+    """The model serves what its stages say; promote another version instead."""
+
+    code = "pinned_by_stage"
+    template = "{model_name} serves {version} because of its stages; promote another version, or take this one out of production"
+
+
+class WrongModelKind(Conflict):
+    """A watched model gets its versions from its directory, a registered one gets them one by one."""
+
+    code = "wrong_model_kind"
+    template = "{model_name} is {kind}; {instead}"
+
+
 class DataDirLocked(Conflict):
     """Another server holds the data directory."""
 
@@ -275,6 +317,13 @@ class NameInvalid(Invalid):
 
     code = "name_invalid"
     template = "model_name {model_name!r}: {reason}"
+
+
+class VersionInvalid(Invalid):
+    """A version's label has to be a semantic version."""
+
+    code = "version_invalid"
+    template = "version {version!r}: {reason}"
 
 
 class DirectoryInvalid(Invalid):

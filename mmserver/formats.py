@@ -82,9 +82,45 @@ class ModelFile(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """An input value that means "missing" besides NaN (scikit-learn wrappers have it); None: NaN only."""
     best_iteration: int | None = None
     """Index of the last boosting iteration kept, where early stopping cut the rest."""
+    input_shape: tuple[int, ...] | None = None
+    """Shape of one row where it is not flat, such as (timesteps, features); its product is `n_features`."""
+    conversion: "Conversion | None" = None
+    """Where the content was made from another library's model: from which, and how near it has to come."""
     summary: dict[str, Any] = {}
     """More facts to show beside the model; JSON-able."""
     probes: Probes | None = None
+
+
+class Conversion(msgspec.Struct, frozen=True, kw_only=True):
+    """What a converted model was made from; its `probes` then hold the source's own outputs, and the core compares.
+
+    Units:
+        absolute, relative: a number of the converted model may differ from the source's by `absolute + relative * |source|`.
+        max_share_beyond: share of the probe rows that may have a number beyond it; float32 input moves a few rows of a tree
+        model across a split.
+    """
+
+    source: str
+    """Library, its version and what was converted, such as `torch 2.13.0 state dict`."""
+    absolute: float = 1e-5
+    relative: float = 1e-5
+    max_share_beyond: float = 0.0
+
+
+class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
+    """One model as it was handed in to be registered: its files by name, the one that is the model, and what was said of it.
+
+    `options` are JSON values that the format asks for, such as `code` of a torch state dict.
+    """
+
+    file_name: str
+    files: dict[str, bytes]
+    options: dict[str, Any] = {}
+
+    @property
+    def content(self) -> bytes:
+        """The bytes of the model's own file."""
+        return self.files[self.file_name]
 
 
 class QuantileTable(msgspec.Struct, frozen=True, tag=True):
@@ -109,6 +145,24 @@ class ArtifactFormat(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     parse: Callable[[Artifact], Parsed]
     derived_from: str | None = None
+
+
+class ModelFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """How files of one library become a model that can be served, when they are registered one by one.
+
+    `name` is the `model_type` that a client may name; a file is also found by the longest of the `suffixes`, which no two
+    formats may share. `read` runs in a guarded process that has imported `modules` and opens no file: import them inside of
+    functions, so that the server does not pay for them. `extra` is what to install (`mmserver[<extra>]`) where one of them is
+    missing. `warm_up` is called once in that process before any job, with files still readable: what it makes the library
+    import is then there.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[[ModelSource], ModelFile]
+    modules: tuple[str, ...] = ()
+    extra: str | None = None
+    warm_up: Callable[[], None] | None = None
 
 
 class Converter(msgspec.Struct, frozen=True, kw_only=True):

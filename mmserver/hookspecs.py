@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from mmserver.formats import ArtifactFormat, Converter, Event, Interpreter, ModelFile, PageLink, Predictor
+from mmserver.formats import ArtifactFormat, Converter, Event, Interpreter, ModelFile, ModelFormat, PageLink, Predictor
 
 if TYPE_CHECKING:
     import click
@@ -22,6 +22,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @hookspec
 def mmserver_formats() -> list[ArtifactFormat]:  # type: ignore[empty-body]
     """The file formats that this plugin claims and parses. Called once in the server and once in each worker."""
+
+
+@hookspec
+def mmserver_model_formats() -> list[ModelFormat]:  # type: ignore[empty-body]
+    """The libraries whose models can be registered one by one. Called once in the server and once in each worker."""
 
 
 @hookspec

@@ -87,7 +87,7 @@ class Jobs:
         from mmserver.catalog.venues import poll_venue
 
         models = self._store.catalog.models
-        for model_name in models:
+        for model_name in [name for name, model in models.items() if model.is_watched]:
             self._contained(f"model {model_name}", partial(self._poll, model_name))()
         settling = self._store.watches.settling()
         if settling and not self._stopping.wait(self._store.settings.watch_debounce_s + SETTLE_SLACK_S):

@@ -19,7 +19,16 @@ import pluggy
 
 from mmserver import hookspecs
 from mmserver.errors import PluginInvalid
-from mmserver.formats import ArtifactFormat, Converter, Event, Interpreter, ModelFile, PageLink, Predictor
+from mmserver.formats import (
+    ArtifactFormat,
+    Converter,
+    Event,
+    Interpreter,
+    ModelFile,
+    ModelFormat,
+    PageLink,
+    Predictor,
+)
 
 if TYPE_CHECKING:
     import click
@@ -48,8 +57,10 @@ class Plugins:
         self._manager = manager
         self._statuses = statuses
         self.formats: tuple[ArtifactFormat, ...] = tuple(self._collected("mmserver_formats"))
+        self.model_formats: tuple[ModelFormat, ...] = tuple(self._collected("mmserver_model_formats"))
         self.converters: tuple[Converter, ...] = tuple(self._collected("mmserver_converters"))
         _check_claims(self.formats, self.converters)
+        _check_model_formats(self.model_formats)
 
     def statuses(self) -> list[PluginStatus]:
         """Every plugin that was found, in the order of their names, the failed ones with their error."""
@@ -63,6 +74,13 @@ class Plugins:
         """The format that claims the file, by the longest suffix; None when nobody does."""
         claims = [f for f in self.formats if (f.role == "quantiles") == quantiles and file_name.endswith(f.suffix)]
         return max(claims, key=lambda f: len(f.suffix), default=None)
+
+    def model_format_for(self, file_name: str, model_type: str | None = None) -> ModelFormat | None:
+        """The format of that name; without one, the one that claims the file by the longest suffix. None when nobody does."""
+        if model_type is not None:
+            return next((f for f in self.model_formats if f.name == model_type), None)
+        claims = [(len(suffix), f) for f in self.model_formats for suffix in f.suffixes if file_name.endswith(suffix)]
+        return max(claims, key=lambda claim: claim[0])[1] if claims else None
 
     def converter_for(self, kind: str, target: str) -> Converter | None:
         """The converter of that kind of model into that form; None when there is none."""
@@ -195,6 +213,19 @@ def _check_claims(formats: Iterable[ArtifactFormat], converters: Iterable[Conver
             reason = f"two converters give {converter.kind} as {converter.target}"
             raise PluginInvalid(plugin=converter.kind, reason=reason)
         targets.add((converter.kind, converter.target))
+
+
+def _check_model_formats(formats: Iterable[ModelFormat]) -> None:
+    names: set[str] = set()
+    suffixes: dict[str, str] = {}
+    for claim in formats:
+        if claim.name in names:
+            raise PluginInvalid(plugin=claim.name, reason="two model formats have this name")
+        names.add(claim.name)
+        for suffix in claim.suffixes:
+            if suffix in suffixes:
+                raise PluginInvalid(plugin=claim.name, reason=f"claims {suffix!r}, which {suffixes[suffix]} claims too")
+            suffixes[suffix] = claim.name
 
 
 def _listed(hook: Callable[[], Iterable[Any]]) -> list[Any]:

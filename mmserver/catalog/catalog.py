@@ -6,6 +6,11 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
+ModelKind: TypeAlias = Literal["watched", "registered"]
+"""watched: its versions come from a directory that is polled; registered: they are handed in one by one."""
+
+Stage: TypeAlias = Literal["production", "staging"]
+
 ModelStatus: TypeAlias = Literal["ok", "degraded", "stale", "frozen"]
 """ok; degraded: something in the directory is refused and was never served; stale: so is newer content of something that is
 served as it was, or the last refresh as a whole; frozen: most of the directory vanished, and nothing is taken away until it
@@ -80,19 +85,30 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A watched directory and the version of it that is served."""
+    """A name that predicts, and the version of it that is served."""
 
     id: int
     name: str
-    root_path: str
+    kind: ModelKind
+    root_path: str | None
+    """The directory of a watched model; None for a registered one."""
     status: ModelStatus
     error: str | None
     registered_at: datetime
     refreshed_at: datetime
     serving: Version
     newest_label: str
-    """Differs from `serving.label` after a rollback."""
+    """Of the version that came last; differs from `serving.label` after a rollback, and where a stage says what is served."""
     refusals: tuple[Refusal, ...]
+    stages: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Labels by stage; what is in production is `serving`."""
+    is_retired: bool = False
+    """Every version of a registered model was retired: `serving` is the last one, and answers to its own label only."""
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a directory is behind it."""
+        return self.kind == "watched"
 
     @property
     def trouble(self) -> str | None:

@@ -9,7 +9,7 @@ from mmserver.catalog.catalog import Group, Refusal, Version
 from mmserver.catalog.ingest import GroupRecord
 from mmserver.catalog.store import Store
 from mmserver.catalog.stored_models import group_record
-from mmserver.catalog.symbols import comparable_symbol, split_group_key
+from mmserver.catalog.symbols import ALL_SYMBOLS, comparable_symbol, split_group_key
 from mmserver.errors import GroupRefused, SymbolAmbiguous, SymbolNotFound
 from mmserver.storage.tables import GroupFileRow
 
@@ -31,7 +31,8 @@ class GroupDetail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_group(version: Version, symbol: str, group_key: str | None = None, refusals: Iterable[Refusal] = ()) -> Group:
-    """The group of a symbol, whichever way the symbol is written; `group_key` chooses where several share it.
+    """The group of a symbol, whichever way the symbol is written, else the one of all symbols; `group_key` chooses where
+    several share it.
 
     `refusals` are the model's: a symbol whose only artifacts were refused is not unknown, but not there yet.
 
@@ -49,6 +50,8 @@ def find_group(version: Version, symbol: str, group_key: str | None = None, refu
         for refusal in refusals:
             if comparable_symbol(split_group_key(refusal.group_key)[0]) == comparable_symbol(symbol):
                 raise GroupRefused(file=refusal.file, reason=refusal.reason, detail=refusal.detail)
+        for key in version.group_keys_by_symbol.get(ALL_SYMBOLS, ()):
+            return version.groups[key]
         raise SymbolNotFound(model_name=version.model_name, symbol=symbol)
     if len(keys) > 1:
         raise SymbolAmbiguous(symbol=symbol, group_keys=" and ".join(keys), model_name=version.model_name)

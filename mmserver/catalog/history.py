@@ -9,15 +9,18 @@ from sqlalchemy import Connection, Row, delete, insert, or_, select
 
 from mmserver.catalog.catalog import Actor, Model, Version
 from mmserver.catalog.store import Store
-from mmserver.errors import VersionNotFound
+from mmserver.errors import PinnedByStage, VersionNotFound
 from mmserver.formats import Event
 from mmserver.storage.audit import record_audit
 from mmserver.storage.blobs import delete_orphan_blobs
-from mmserver.storage.tables import MembershipRow, ServingRow, VersionRow
+from mmserver.storage.tables import MembershipRow, ServingRow, StageRow, VersionRow
 from mmserver.storage.times import datetime_from_text, text_from_datetime
 
 LATEST = "latest"
 PRODUCTION = "production"
+STAGING = "staging"
+CURRENT = (None, LATEST, PRODUCTION)
+"""References to what a model serves now, whichever version that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +35,32 @@ class VersionRecord:
     removed: tuple[str, ...]
     updated: tuple[str, ...]
     is_serving: bool
+    stages: tuple[str, ...]
+    """What is in production of a watched model is what it serves, unless a stage says otherwise."""
 
 
 def resolve_version(
     store: Store, model_name: str, reference: str | None = None, as_of: datetime | None = None
 ) -> Version:
-    """The version that a label or `latest` means; with `as_of`, the one that was served at that moment.
+    """The version that a label, a stage or `latest` means; with `as_of`, the one that was served at that moment.
 
     A watched model's latest is what it serves, also after a rollback, and so is what is in production.
 
     Raises:
         ModelNotFound: there is no such model.
-        VersionNotFound: no such label, nothing was served yet then, or it was let go since.
+        VersionNotFound: no such label, nothing is in the stage, nothing was served yet then, or it was let go since.
     """
     model = store.model(model_name)
     if as_of is not None:
         return store.version(model, _version_id_as_of(store, model, reference, as_of))
-    if reference is None or reference in (LATEST, PRODUCTION, model.serving.label):
+    if reference in CURRENT:
+        check_current(model, reference)
+        return model.serving
+    if reference == STAGING:
+        reference = model.stages.get(STAGING)
+        if reference is None:
+            raise VersionNotFound(model_name=model_name, version="in staging")
+    if reference == model.serving.label:
         return model.serving
     with store.database.read() as connection:
         version_id = connection.execute(
@@ -59,6 +71,16 @@ def resolve_version(
     return store.version(model, version_id)
 
 
+def check_current(model: Model, reference: str | None) -> None:
+    """Raises VersionNotFound where a registered model has nothing that the moving reference could mean."""
+    if model.is_watched:
+        return
+    if model.is_retired:
+        raise VersionNotFound(model_name=model.name, version="that was not retired")
+    if reference == PRODUCTION and PRODUCTION not in model.stages:
+        raise VersionNotFound(model_name=model.name, version="in production")
+
+
 def list_versions(store: Store, model_name: str, limit: int, before_seq: int | None = None) -> list[VersionRecord]:
     """The model's history, newest first."""
     model = store.model(model_name)
@@ -67,7 +89,7 @@ def list_versions(store: Store, model_name: str, limit: int, before_seq: int | N
         query = query.where(VersionRow.seq < before_seq)
     with store.database.read() as connection:
         rows = connection.execute(query.order_by(VersionRow.seq.desc()).limit(limit)).all()
-    return [_record_from_row(row, row.id == model.serving.id) for row in rows]
+    return [_record_from_row(row, model) for row in rows]
 
 
 def rollback_model(store: Store, model_name: str, reference: str, by: Actor) -> Model:
@@ -75,6 +97,7 @@ def rollback_model(store: Store, model_name: str, reference: str, by: Actor) -> 
 
     Raises:
         ModelNotFound, VersionNotFound
+        PinnedByStage: its stages say what it serves.
         ReadOnly: this instance changes nothing.
     """
     store.check_writable()
@@ -83,6 +106,8 @@ def rollback_model(store: Store, model_name: str, reference: str, by: Actor) -> 
     with store.changing(model_name):
         version = resolve_version(store, model_name, reference)
         model = store.model(model_name)
+        if not model.is_watched or PRODUCTION in model.stages:
+            raise PinnedByStage(model_name=model_name, version=model.stages.get(PRODUCTION, model.serving.label))
         if version.id != model.serving.id:
             at = text_from_datetime(store.now())
             with store.database.write() as connection:
@@ -108,14 +133,15 @@ def append_serving(connection: Connection, **values: Any) -> None:
 
 
 def apply_retention(store: Store) -> int:
-    """Let go of versions beyond `keep_versions` that are older than `keep_days`, never the newest nor the one served.
+    """Let go of watched models' versions beyond `keep_versions` that are older than `keep_days`, never of the newest, the one
+    that is served, or one that is in a stage.
 
     Returns:
         how many versions went; their groups and blobs go where no other version has them.
     """
     oldest = text_from_datetime(store.now() - timedelta(days=store.settings.keep_days))
     dropped = 0
-    for model in store.catalog.models.values():
+    for model in [model for model in store.catalog.models.values() if model.is_watched]:
         with store.changing(model.name), store.database.write() as connection:
             oldest_kept_seq = connection.execute(
                 select(VersionRow.seq)
@@ -133,6 +159,7 @@ def apply_retention(store: Store) -> int:
                     VersionRow.seq < oldest_kept_seq,
                     VersionRow.created_at < oldest,
                     VersionRow.id != served,
+                    VersionRow.id.not_in(select(StageRow.version_id).where(StageRow.model_id == model.id)),
                 )
             ).rowcount
             if doomed:
@@ -193,7 +220,12 @@ def _version_id_as_of(store: Store, model: Model, reference: str | None, as_of: 
     return int(found)
 
 
-def _record_from_row(row: Row[Any], is_serving: bool) -> VersionRecord:
+def _record_from_row(row: Row[Any], model: Model) -> VersionRecord:
+    is_serving = row.id == model.serving.id
+    stages = [stage for stage, label in model.stages.items() if label == row.label]
+    if is_serving and model.is_watched and PRODUCTION not in stages:
+        stages.append(PRODUCTION)
+
     def keys(text: str) -> tuple[str, ...]:
         return msgspec.json.decode(text, type=tuple[str, ...])
 
@@ -206,4 +238,5 @@ def _record_from_row(row: Row[Any], is_serving: bool) -> VersionRecord:
         removed=keys(row.removed),
         updated=keys(row.updated),
         is_serving=is_serving,
+        stages=tuple(sorted(stages)),
     )

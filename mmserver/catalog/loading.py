@@ -15,7 +15,9 @@ from mmserver.storage.tables import (
     MembershipRow,
     ModelRow,
     RefusalRow,
+    RegisteredVersionRow,
     ServingRow,
+    StageRow,
     VenueQuantilesRow,
     VenueRow,
     VersionRow,
@@ -49,9 +51,12 @@ def load_model(connection: Connection, row: Row[Any], previous: Model | None) ->
         serving = previous.serving
     else:
         serving = load_version(connection, row.name, serving_id, previous.serving if previous else None)
+    stages = load_stages(connection, row.id)
+    is_registered = row.kind == "registered"
     return Model(
         id=row.id,
         name=row.name,
+        kind=row.kind,
         root_path=row.root_path,
         status=row.status,
         error=row.error,
@@ -59,8 +64,25 @@ def load_model(connection: Connection, row: Row[Any], previous: Model | None) ->
         refreshed_at=datetime_from_text(row.refreshed_at),
         serving=serving,
         newest_label=newest_label,
-        refusals=_refusals(connection, row.id),
+        refusals=() if is_registered else _refusals(connection, row.id),
+        stages=stages,
+        is_retired=is_registered and "production" not in stages and _is_archived(connection, serving_id),
     )
+
+
+def load_stages(connection: Connection, model_id: int) -> Mapping[str, str]:
+    """The labels of the versions that are in a stage."""
+    rows = connection.execute(
+        select(StageRow.stage, VersionRow.label)
+        .join(VersionRow, VersionRow.id == StageRow.version_id)
+        .where(StageRow.model_id == model_id)
+    )
+    return MappingProxyType({row.stage: row.label for row in rows})
+
+
+def _is_archived(connection: Connection, version_id: int) -> bool:
+    query = select(RegisteredVersionRow.archived_at).where(RegisteredVersionRow.version_id == version_id)
+    return connection.execute(query).scalar() is not None
 
 
 def load_version(connection: Connection, model_name: str, version_id: int, near: Version | None = None) -> Version:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or
 
 from mmserver.catalog.catalog import Version
-from mmserver.catalog.history import append_serving
+from mmserver.catalog.history import PRODUCTION, append_serving
 from mmserver.catalog.ingest import INGEST_REVISION, IngestedGroup
 from mmserver.catalog.loading import (
     changed_group_keys,
@@ -28,6 +28,7 @@ from mmserver.storage.tables import (
     GroupRow,
     MembershipRow,
     ModelRow,
+    StageRow,
     VersionRow,
 )
 from mmserver.storage.times import text_from_datetime
@@ -151,15 +152,22 @@ def publish_version(
     ).scalar_one()
     connection.execute(delete(MembershipRow).where(MembershipRow.model_id == model_id, MembershipRow.first_seq >= seq))
     _move_memberships(connection, model_id, seq, [before[key] for key in (*removed_keys, *published_updated)], changed)
-    append_serving(
-        connection,
-        model_id=model_id,
-        version_id=version_id,
-        version_label=label,
-        since=text_from_datetime(now),
-        reason=reason,
-    )
+    if not _is_pinned(connection, model_id):
+        append_serving(
+            connection,
+            model_id=model_id,
+            version_id=version_id,
+            version_label=label,
+            since=text_from_datetime(now),
+            reason=reason,
+        )
     return Published(version_id, label, published_added, removed_keys, published_updated)
+
+
+def _is_pinned(connection: Connection, model_id: int) -> bool:
+    """Whether its production stage says what it serves, whatever arrives."""
+    query = select(StageRow.version_id).where(StageRow.model_id == model_id, StageRow.stage == PRODUCTION)
+    return connection.execute(query).first() is not None
 
 
 def _require_model(connection: Connection, model_id: int) -> None:

@@ -24,7 +24,7 @@ from mmserver.catalog.updating import (
     set_status,
     status_of_content,
 )
-from mmserver.catalog.watches import Watch
+from mmserver.catalog.watches import Watch, watched_root
 from mmserver.errors import (
     AmbiguousSymbols,
     ArtifactInvalid,
@@ -87,7 +87,7 @@ def refresh_model(
     """
     store.check_writable()
     store.follow_commits()
-    store.model(model_name)
+    watched_root(store.model(model_name))
     with store.changing(model_name):
         model = store.model(model_name)
         watch = store.watches.watch(model)
@@ -101,7 +101,7 @@ def refresh_model(
         rewritten = _rewritten(store, model, watch, scan, observation)
         result, gathered = _apply(store, model, watch, scan, observation, rewritten=rewritten, by=by)
         if observation.frozen is not None:
-            raise DirectoryInvalid(root_path=model.root_path, reason=_frozen_error(observation))
+            raise DirectoryInvalid(root_path=watched_root(model), reason=_frozen_error(observation))
         if gathered.refused and not result.changed and not gathered.loaded:
             first = gathered.refused[0]
             raise ArtifactInvalid(file=first.file, reason=first.reason, detail=first.detail)

@@ -1,5 +1,8 @@
 """Symbols as traders write them: `BTC/USDT`, `btc-usdt` and `BTCUSDT` are one symbol."""
 
+ALL_SYMBOLS = "*"
+"""The symbol of a group that serves every symbol."""
+
 _DROPPED = str.maketrans("", "", "/-_:")
 
 

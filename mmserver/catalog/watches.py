@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from mmserver.catalog.catalog import Model
 from mmserver.catalog.roots import allowed_path
+from mmserver.errors import WrongModelKind
 from mmserver.plugin_loading import Plugins
 from mmserver.settings import Settings
 from mmserver.storage.database import Database
@@ -63,7 +64,7 @@ class Watches:
 
     def root(self, model: Model) -> Path:
         """The directory behind the model, checked against the allowed roots; whether it exists is for the scan to say."""
-        return allowed_path(model.root_path, self._settings.artifact_roots)
+        return allowed_path(watched_root(model), self._settings.artifact_roots)
 
     def settling(self) -> set[int]:
         """The ids of the models whose files were still changing at their last look."""
@@ -103,3 +104,15 @@ class Watches:
             rehash_s=settings.rehash_interval_s or math.inf,
             root_dev=root_dev,
         )
+
+
+def watched_root(model: Model) -> str:
+    """The directory behind the model.
+
+    Raises:
+        WrongModelKind: it is a registered one, without a directory.
+    """
+    if model.root_path is None:
+        instead = "it has no directory to look at; register another version of it instead"
+        raise WrongModelKind(model_name=model.name, kind=model.kind, instead=instead)
+    return model.root_path

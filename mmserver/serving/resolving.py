@@ -9,9 +9,9 @@ from sqlalchemy import func, select
 
 from mmserver.catalog.catalog import Catalog, Group, Model, Version
 from mmserver.catalog.groups import find_group
-from mmserver.catalog.history import LATEST, PRODUCTION, resolve_version
+from mmserver.catalog.history import CURRENT, check_current, resolve_version
 from mmserver.catalog.store import Store
-from mmserver.catalog.symbols import comparable_symbol
+from mmserver.catalog.symbols import ALL_SYMBOLS, comparable_symbol
 from mmserver.errors import (
     FieldsInvalid,
     GroupRefused,
@@ -23,15 +23,10 @@ from mmserver.errors import (
 )
 from mmserver.storage.tables import GroupRow, MembershipRow, VersionRow
 
-ALL_SYMBOLS = "*"
-"""The symbol of a group that serves every symbol."""
-
 MAX_NAMED = 10
 MAX_REMEMBERED = 20_000
 MAX_SEARCHED = 100
 """Models that are asked what became of a symbol that none of them has."""
-
-_CURRENT = (None, LATEST, PRODUCTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +99,15 @@ class Resolver:
         if model_name is None:
             model_name = self._model_with(remembered, symbol)
         model = self._store.model(model_name)
-        is_current = as_of is None and (label in _CURRENT or label == model.serving.label)
+        is_current = as_of is None and (label in CURRENT or label == model.serving.label)
+        if is_current and label in CURRENT:
+            check_current(model, label)
         version = model.serving if is_current else resolve_version(self._store, model_name, label, as_of)
         if symbol is None:
             return Resolved(version, _only_group(version))
         try:
             group = find_group(version, symbol, refusals=model.refusals if is_current else ())
         except SymbolNotFound:
-            # Where its own artifacts were refused that stands: another group is not what was meant for it.
-            if (for_all := version.group_keys_by_symbol.get(ALL_SYMBOLS)) is not None:
-                return Resolved(version, version.groups[for_all[0]])
             if is_current and (last := self._archived(remembered, model).get(comparable_symbol(symbol))) is not None:
                 raise SymbolArchived(model_name=model_name, symbol=symbol, version=last) from None
             raise

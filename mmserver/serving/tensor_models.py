@@ -7,13 +7,12 @@ from functools import lru_cache
 
 from mmserver.catalog import history
 from mmserver.catalog.catalog import Catalog, Group, Version
-from mmserver.catalog.symbols import comparable_symbol
+from mmserver.catalog.symbols import ALL_SYMBOLS, comparable_symbol
 from mmserver.errors import GroupHasNoModel, ModelNotFound, SymbolAmbiguous, SymbolNotFound
 from mmserver.serving.naming import resolve_name, split_name
 from mmserver.serving.output_tensors import ModelFacts, OutputTensor, output_tensors
 from mmserver.serving.predictions import Resolved, Serving
 from mmserver.serving.predictors import LoadedModel
-from mmserver.serving.resolving import ALL_SYMBOLS
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ class ModelRow(Row):
 
     id: Mapped[int] = required(Integer, primary_key=True)
     name: Mapped[str] = required(Text, unique=True)
-    kind: Mapped[str] = required(Text)  # "watched"
+    kind: Mapped[str] = required(Text)  # "watched" | "registered"
     root_path: Mapped[str | None] = optional(Text)
     root_dev: Mapped[int | None] = optional(Integer)
     status: Mapped[str] = required(Text)  # "ok" | "degraded" | "stale" | "frozen"
@@ -198,7 +198,57 @@ class ServingRow(Row):
     version_id: Mapped[int | None] = optional(Integer, ForeignKey("versions.id", ondelete="SET NULL"), index=True)
     version_label: Mapped[str] = required(Text)  # still there when retention has taken the version away
     since: Mapped[str] = required(Text)
-    reason: Mapped[str] = required(Text)  # "registered" | "refreshed" | "rolled_back"
+    # "registered" | "refreshed" | "rolled_back" | "promoted" | "unstaged" | "newest"
+    reason: Mapped[str] = required(Text)
+
+
+class RegisteredVersionRow(Row):
+    """What was said of a version that was registered by itself; a watched model's versions have no such row.
+
+    `metrics`, `training_params` and `tags` are JSON objects, and may be changed; what the version predicts may not.
+    """
+
+    __tablename__ = "registered_versions"
+
+    version_id: Mapped[int] = required(Integer, ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    model_type: Mapped[str] = required(Text)  # the name of the ModelFormat that read it
+    description: Mapped[str] = required(Text)
+    metrics: Mapped[str] = required(Text)
+    training_params: Mapped[str] = required(Text)
+    tags: Mapped[str] = required(Text)
+    content_sha256: Mapped[str] = required(Text, index=True)  # over the files as they were handed in, and their options
+    size_bytes: Mapped[int] = required(Integer)  # of those files
+    derived_from: Mapped[str | None] = optional(Text)  # the label that it is an optimised form of
+    archived_at: Mapped[str | None] = optional(Text)
+    updated_at: Mapped[str] = required(Text)
+
+
+class StageRow(Row):
+    """The version that is in a stage of its model: one at most. Versions that were retired have `archived_at` instead.
+
+    A watched model serves what is in its production, whatever arrives, and its newest version if nothing is.
+    """
+
+    __tablename__ = "stages"
+
+    model_id: Mapped[int] = required(Integer, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True)
+    stage: Mapped[str] = required(Text, primary_key=True)  # "production" | "staging"
+    version_id: Mapped[int] = required(Integer, ForeignKey("versions.id"), index=True)
+    since: Mapped[str] = required(Text)
+
+
+class PromotionRow(Row):
+    """What came into production, and what was there before; append-only. Rolling back undoes the last one not undone."""
+
+    __tablename__ = "promotions"
+    __table_args__ = (NEVER_REUSE_IDS,)
+
+    id: Mapped[int] = required(Integer, primary_key=True)
+    model_id: Mapped[int] = required(Integer, ForeignKey("models.id", ondelete="CASCADE"), index=True)
+    version_id: Mapped[int | None] = optional(Integer, ForeignKey("versions.id", ondelete="SET NULL"), index=True)
+    # null: nothing was in production before
+    previous_id: Mapped[int | None] = optional(Integer, ForeignKey("promotions.id"), index=True)
+    since: Mapped[str] = required(Text)
 
 
 class WatchedFileRow(Row):

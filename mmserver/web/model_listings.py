@@ -17,7 +17,6 @@ DEFAULT_LIMIT = 500
 MAX_LIMIT = 5000
 HEALTH_WORDS = {"ok": "healthy", "degraded": "degraded", "failing": "unhealthy"}
 MIB = 1 << 20
-_MOVING_REFERENCES = (None, history.LATEST, history.PRODUCTION)
 
 
 class ReloadModel(msgspec.Struct, frozen=True):
@@ -149,7 +148,7 @@ def _reload(model_name: str, reference: str | None) -> flask.Response:
     that does not load.
     """
     store = current_store()
-    if reference in _MOVING_REFERENCES and not store.read_only:
+    if reference in history.CURRENT and store.model(model_name).is_watched and not store.read_only:
         from mmserver.catalog.refreshing import refresh_model
 
         refresh_model(store, model_name, current_actor())

@@ -21,7 +21,7 @@ class ModelItem(msgspec.Struct, frozen=True, kw_only=True):
     """One model in a list. `stages` maps a stage to the version that is in it."""
 
     model_name: str
-    root_path: str
+    root_path: str | None
     symbol_count: int
     group_count: int
     factor_count: int
@@ -68,7 +68,7 @@ def item_from_model(model: Model) -> ModelItem:
         group_count=len(serving.groups),
         factor_count=len(serving.factors),
         version=serving.label,
-        stages={"production": serving.label},
+        stages={"production": serving.label, **model.stages} if model.is_watched else dict(model.stages),
         registered_at=model.registered_at,
         refreshed_at=model.refreshed_at,
         status=model.status,

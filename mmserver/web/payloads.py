@@ -29,7 +29,6 @@ blueprint = flask.Blueprint("payloads", __name__)
 MAX_WAIT_S = 60.0
 _PATH = re.compile(r"/api/models/(?P<model_name>[^/]+)/model/(?P<symbol>.+)")
 _UNSAFE_IN_FILE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
-_MOVING_REFERENCES = (None, "latest", "production")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,7 @@ def asked_from_request(request: flask.Request) -> Asked:
         as_of=query_time(request, "as_of"),
         wait_s=query_seconds(request, "wait", MAX_WAIT_S),
     )
-    if asked.wait_s and (asked.as_of is not None or asked.version not in _MOVING_REFERENCES):
+    if asked.wait_s and (asked.as_of is not None or asked.version not in history.CURRENT):
         refuse_parameter("wait", "a fixed version does not change; leave out version and as_of")
     return asked
 

@@ -85,5 +85,5 @@ def _item_from_record(record: VersionRecord) -> dict[str, object]:
         "added": record.added,
         "removed": record.removed,
         "updated": record.updated,
-        "stages": ["production"] if record.is_serving else [],
+        "stages": record.stages,
     }

@@ -63,6 +63,8 @@ def _fill_every_table(connection: Connection) -> None:
 
 def _value(column: sa.Column[Any], i: int, made: dict[str, list[Any]]) -> Any:
     for key in column.foreign_keys:
+        if key.column.table is column.table:
+            return i + 1  # a row may refer to itself
         return made[f"{key.column.table.name}.{key.column.name}"][i]
     if isinstance(column.type, sa.Integer):
         return i + 1

@@ -116,7 +116,7 @@ def test_a_log_without_its_database_is_not_replaced_by_an_empty_database(data_di
     assert not data_dir.database_path.exists()
 
 
-@pytest.mark.parametrize("found", ["0003", "9999", "abc", "00001"])
+@pytest.mark.parametrize("found", ["0004", "9999", "abc", "00001"])
 def test_a_newer_schema_is_refused_and_not_a_byte_is_changed(
     database_path: Path, data_dir: DataDir, found: str
 ) -> None:
@@ -141,7 +141,8 @@ def test_groups_of_the_first_schema_keep_their_rows_and_never_share_an_id(full: 
                                 " no_model_reason, integrity FROM groups WHERE id = 1"))  # fmt: skip
         connection.execute(text("DELETE FROM groups WHERE id = 99"))
     migrate(full)
-    assert content(full) == before
+    made_since = {"registered_versions": [], "stages": [], "promotions": []}
+    assert content(full) == {**before, **made_since}
     with full.write() as connection:
         row = dict(connection.execute(text("SELECT * FROM groups WHERE id = 1")).one()._mapping)
         del row["id"]
@@ -157,8 +158,8 @@ REBUILD_MODELS = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
 def upgrade():
     with op.batch_alter_table("models", recreate="always") as batch:
@@ -208,9 +209,9 @@ def test_up_down_and_up_again_keeps_every_row_of_every_table(full: Database, lat
         assert content(full) == before
         with full.read() as connection:
             assert connection.execute(text("SELECT count(note) FROM models")).scalar() == 0
-        migrate(full, lambda config: command.downgrade(config, "0002"), version_dirs)
+        migrate(full, lambda config: command.downgrade(config, "0003"), version_dirs)
         assert content(full) == before
-    assert check_schema(full).revision == "0002"
+    assert check_schema(full).revision == "0003"
     assert set(objects(full.path)) == set(objects_before)
 
 
@@ -251,8 +252,8 @@ def test_a_migration_that_fails_changes_nothing(
 def a_later_release(monkeypatch: pytest.MonkeyPatch, later: Callable[[], Path], full: Database) -> Database:
     """This mmserver, one migration later, and a database that the earlier one left full."""
     directory = later()
-    monkeypatch.setattr(revision, "HEAD", "0003")
-    monkeypatch.setattr(schema, "HEAD", "0003")
+    monkeypatch.setattr(revision, "HEAD", "0004")
+    monkeypatch.setattr(schema, "HEAD", "0004")
     monkeypatch.setattr(schema, "migrate", lambda database: migrate(database, version_dirs=[directory]))
     return full
 
@@ -265,10 +266,10 @@ def test_an_upgrade_of_an_older_database_takes_a_verified_snapshot_first(
     with pytest.raises(SchemaOutdated, match="mmserver db upgrade"):
         check_schema(full)
     done = upgrade_database(full, data_dir.snapshots_dir, now=now)
-    assert (done.found, done.revision) == ("0002", "0003")
+    assert (done.found, done.revision) == ("0003", "0004")
     assert done.snapshot is not None
     assert [done.snapshot] == list_snapshots(data_dir.snapshots_dir)
-    assert verify_snapshot(done.snapshot.path).schema_revision == "0002"
+    assert verify_snapshot(done.snapshot.path).schema_revision == "0003"
     assert content(full) == before
     assert upgrade_database(full, data_dir.snapshots_dir, now=now).snapshot is None
 

@@ -1,0 +1,76 @@
+"""The registry: versions that are registered one by one, stages, and what was in production when."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Make the tables; no model has a stage yet."""
+    op.create_table(
+        "promotions",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("version_id", sa.Integer(), nullable=True),
+        sa.Column("previous_id", sa.Integer(), nullable=True),
+        sa.Column("since", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model_id"], ["models.id"], name=op.f("fk_promotions_model_id_models"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["version_id"], ["versions.id"], name=op.f("fk_promotions_version_id_versions"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(["previous_id"], ["promotions.id"], name=op.f("fk_promotions_previous_id_promotions")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_promotions")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(op.f("ix_promotions_model_id"), "promotions", ["model_id"], unique=False)
+    op.create_index(op.f("ix_promotions_version_id"), "promotions", ["version_id"], unique=False)
+    op.create_index(op.f("ix_promotions_previous_id"), "promotions", ["previous_id"], unique=False)
+    op.create_table(
+        "registered_versions",
+        sa.Column("version_id", sa.Integer(), nullable=False),
+        sa.Column("model_type", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=False),
+        sa.Column("metrics", sa.Text(), nullable=False),
+        sa.Column("training_params", sa.Text(), nullable=False),
+        sa.Column("tags", sa.Text(), nullable=False),
+        sa.Column("content_sha256", sa.Text(), nullable=False),
+        sa.Column("size_bytes", sa.Integer(), nullable=False),
+        sa.Column("derived_from", sa.Text(), nullable=True),
+        sa.Column("archived_at", sa.Text(), nullable=True),
+        sa.Column("updated_at", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["version_id"], ["versions.id"], name=op.f("fk_registered_versions_version_id_versions"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("version_id", name=op.f("pk_registered_versions")),
+    )
+    op.create_index(
+        op.f("ix_registered_versions_content_sha256"), "registered_versions", ["content_sha256"], unique=False
+    )
+    op.create_table(
+        "stages",
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("stage", sa.Text(), nullable=False),
+        sa.Column("version_id", sa.Integer(), nullable=False),
+        sa.Column("since", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model_id"], ["models.id"], name=op.f("fk_stages_model_id_models"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(["version_id"], ["versions.id"], name=op.f("fk_stages_version_id_versions")),
+        sa.PrimaryKeyConstraint("model_id", "stage", name=op.f("pk_stages")),
+    )
+    op.create_index(op.f("ix_stages_version_id"), "stages", ["version_id"], unique=False)
+
+
+def downgrade() -> None:
+    """Drop the tables. Registered models are forgotten: a release before this one takes every model for a watched one."""
+    connection = op.get_bind()
+    connection.execute(sa.text("DELETE FROM models WHERE kind = 'registered'"))
+    op.drop_table("stages")
+    op.drop_table("registered_versions")
+    op.drop_table("promotions")
