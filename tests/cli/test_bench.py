@@ -10,22 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from mmserver.app import RUNTIME_KEY, create_app
 from mmserver.cli.load_generator import LoadFailed, percentiles, request_bytes, run_load
-from mmserver.cli.main import main
 from mmserver.settings import Settings
+from tests.cli.commands import run
 from tests.served import served
 
 HTTP_LINES = [("POST /predict", 1, 1), ("POST /predict", 1, 8), ("POST /predict", 1, 64)]
-
-
-def run(*arguments: str | Path, code: int = 0) -> Any:
-    """The command in this process; it ends with the code that is expected."""
-    done = CliRunner().invoke(main, list(map(str, arguments)))
-    assert done.exit_code == code, done.output
-    return done
 
 
 @pytest.fixture(scope="module")

@@ -10,21 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from mmserver.cli.main import main
+from tests.cli.commands import run
 
 Run = Callable[..., Any]
 FACTORS = ("mom_1h", "vol_1d")
 ROWS = [[0.5, -1.0], [-1.5, 0.25], [2.0, 2.0]]
 COLUMNS = ["row", "direction", "confidence", "probability", "expected_return", "model_version"]
-
-
-def run(*arguments: str | Path, code: int = 0, stdin: str | None = None) -> Any:
-    """The command in this process; it ends with the code that is expected."""
-    done = CliRunner().invoke(main, list(map(str, arguments)), input=stdin)
-    assert done.exit_code == code, done.output
-    return done
 
 
 @pytest.fixture(scope="module")
