@@ -1,11 +1,14 @@
 """A model that takes the process down while it is loaded is not loaded for ever."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,7 +113,114 @@ def test_a_place_that_takes_no_note_does_not_stop_the_load(tmp_path: Path, caplo
     with CrashLedger(tmp_path / DIRECTORY_NAME).noted(SHA):
         loaded = True
     assert loaded
-    assert "takes no note" in caplog.text
+    assert "is not kept" in caplog.text
+
+
+# --- on a disk that fails ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes system calls on this test's files fail by name, as a disk does that turned read-only, and mends them again."""
+
+    def failing(*names: str) -> None:
+        for name in names:
+
+            def call(*args: Any, name: str = name, **more: Any) -> None:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), name)
+
+            monkeypatch.setattr(os, name, call)
+
+    return SimpleNamespace(failing=failing, mend=monkeypatch.undo)
+
+
+def n_complaints(caplog: pytest.LogCaptureFixture) -> int:
+    return sum("is not kept" in record.message for record in caplog.records)
+
+
+def test_a_disk_that_turns_read_only_during_a_load_does_not_spoil_it(
+    directory: Path, disk: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = CrashLedger(directory)
+    with ledger.noted(SHA):
+        disk.failing("unlink", "open")
+    for _ in range(3):
+        with ledger.noted(SHA):
+            pass
+    assert n_complaints(caplog) == 1
+    disk.mend()
+    with ledger.noted(SHA):
+        pass
+    assert list(directory.iterdir()) == []
+    disk.failing("unlink", "open")
+    with ledger.noted(SHA):
+        pass
+    assert n_complaints(caplog) == 2
+
+
+def test_a_survived_load_whose_note_stays_is_no_crash_for_any_process(directory: Path, disk: Any) -> None:
+    ledger = CrashLedger(directory)
+    with ledger.noted(SHA), ledger.noted(SHA):
+        disk.failing("unlink")
+    disk.mend()
+    assert len(list(directory.iterdir())) == 2
+    assert ledger.n_crashes(SHA) == CrashLedger(directory).n_crashes(SHA) == 0
+    with ledger.noted("b" * 64):
+        pass
+    assert list(directory.iterdir()) == []
+
+
+def test_the_error_of_a_load_is_not_replaced_by_the_disk_s(directory: Path, disk: Any) -> None:
+    with pytest.raises(RuntimeError, match="it does not load"), CrashLedger(directory).noted(SHA):
+        disk.failing("unlink")
+        raise RuntimeError("it does not load")
+
+
+def test_crashes_that_cannot_be_removed_are_forgotten_all_the_same(directory: Path, start: Any, disk: Any) -> None:
+    crash(start)
+    crash(start)
+    ledger = CrashLedger(directory)
+    disk.failing("unlink")
+    ledger.forget(SHA)
+    assert ledger.n_crashes(SHA) == 0
+    disk.mend()
+    crash(start)
+    assert ledger.n_crashes(SHA) == 1
+    ledger.forget(SHA)
+    assert list(directory.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_read_does_not_stop_the_load(directory: Path, start: Any, disk: Any) -> None:
+    crash(start)
+    disk.failing("scandir")
+    ledger = CrashLedger(directory)
+    assert ledger.n_crashes(SHA) == 0
+    with ledger.noted(SHA):
+        pass
+    disk.mend()
+    assert ledger.n_crashes(SHA) == 1
+
+
+@pytest.mark.parametrize("gone", ["note", "directory", "replaced"])
+def test_a_note_that_is_gone_before_its_load_ends_is_no_trouble(directory: Path, gone: str) -> None:
+    with CrashLedger(directory).noted(SHA):
+        for path in directory.iterdir():
+            path.unlink()
+        if gone != "note":
+            directory.rmdir()
+        if gone == "replaced":
+            directory.write_bytes(b"a file")
+
+
+def test_a_note_that_fails_halfway_leaves_nothing(directory: Path, disk: Any) -> None:
+    ledger = CrashLedger(directory)
+    n_open = len(os.listdir("/proc/self/fd"))
+    disk.failing("rename")
+    for _ in range(3):
+        with ledger.noted(SHA):
+            pass
+    assert len(os.listdir("/proc/self/fd")) == n_open
+    assert list(directory.iterdir()) == []
 
 
 def test_threads_that_load_the_same_do_not_accuse_each_other(directory: Path) -> None:
@@ -195,6 +305,19 @@ def test_a_reload_tries_it_again(crashed: Any, tmp_path: Path) -> None:
     assert desk.serving.predictors.reload([desk.group()]).failed == {}
     assert desk.predict([1.0, 2.0, 3.0]).decision.expected_return == 1.0
     assert list((tmp_path / "data" / DIRECTORY_NAME).iterdir()) == []
+
+
+def test_a_prediction_whose_load_was_fine_is_given_though_the_disk_turned_read_only(crashed: Any, disk: Any) -> None:
+    desk = crashed(1)
+    desk.switches["loading"] = lambda document: disk.failing("unlink")
+    assert desk.predict([1.0, 2.0, 3.0]).decision.expected_return == 1.0
+
+
+def test_a_reload_tries_it_again_where_nothing_can_be_removed(crashed: Any, disk: Any) -> None:
+    desk = crashed(2)
+    disk.failing("unlink")
+    assert desk.serving.predictors.reload([desk.group()]).failed == {}
+    assert desk.predict([1.0, 2.0, 3.0]).decision.expected_return == 1.0
 
 
 def test_a_model_that_our_own_evaluator_runs_is_not_noted(desk: Any, tmp_path: Path) -> None:
