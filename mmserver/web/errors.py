@@ -10,20 +10,22 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flask
 from werkzeug.exceptions import HTTPException
 
 from mmserver import errors
 from mmserver.web.framing import REQUEST_ID_KEY
-from mmserver.web.repeats import Repeats
 from mmserver.web.responses import JSON_MEDIA_TYPE, json_bytes, printable_text
+
+if TYPE_CHECKING:
+    from mmserver.web.repeats import Repeats
 
 log = logging.getLogger(__name__)
 
+REPEATS_KEY = "mmserver.repeats"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 MAX_DETAIL = 4000
 
@@ -108,7 +110,7 @@ class Problem:
 
 def register_errors(app: flask.Flask) -> None:
     """Let this module answer every error of the application, plugins' routes included."""
-    app.register_error_handler(errors.MmserverError, partial(_on_our_error, Repeats()))
+    app.register_error_handler(errors.MmserverError, _on_our_error)
     app.register_error_handler(HTTPException, _on_http_error)
     app.register_error_handler(Exception, _on_bug)
 
@@ -138,22 +140,33 @@ def problem_from_http_error(error: HTTPException) -> Problem:
     return Problem(status, code, detail, [], headers)
 
 
-def _on_our_error(repeats: Repeats, error: errors.MmserverError) -> flask.Response:
+def _on_our_error(error: errors.MmserverError) -> flask.Response:
     problem = problem_from_error(error)
     if isinstance(error, errors.Unavailable):
-        _log_unavailable(repeats, problem.code, error)
+        _log_unavailable(problem.code, error)
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("%s %s [%s]: %s: %s", *_what_was_asked(), problem.code, error)
     return _response(problem)
 
 
-def _log_unavailable(repeats: Repeats, code: str, error: errors.Unavailable) -> None:
+def _log_unavailable(code: str, error: errors.Unavailable) -> None:
     """As a warning, but once a minute: clients that are told to try again do, and the answer says all that the log would."""
     said = f"{code}: {error}"
-    is_due, left_out = repeats.note(said, code)
+    is_due, left_out = _repeats().note(said, code)
     for said_before, n_left_out in left_out:
         log.warning("%s: %d times more since that was logged", said_before, n_left_out)
     log.log(logging.WARNING if is_due else logging.DEBUG, "%s %s [%s]: %s", *_what_was_asked(), said)
+
+
+def _repeats() -> "Repeats":
+    """What this application's log has told; made for the first, so that nobody imports it to start."""
+    extensions = flask.current_app.extensions
+    if REPEATS_KEY not in extensions:
+        from mmserver.web.repeats import Repeats
+
+        extensions.setdefault(REPEATS_KEY, Repeats())  # of two threads' ones the first stays
+    repeats: Repeats = extensions[REPEATS_KEY]
+    return repeats
 
 
 def _on_http_error(error: HTTPException) -> flask.Response:
