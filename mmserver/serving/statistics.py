@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -61,16 +62,22 @@ class Counts(NamedTuple):
     last_s: float = 0.0
 
 
+_ENCODER = msgspec.msgpack.Encoder()
 _ITEMS = msgspec.msgpack.Decoder(list[tuple[int, int, Counts]])
+
+
+_NONE = Counts()
 
 
 class _Counters:
     """Of one group in one version; guarded by its own lock."""
 
-    __slots__ = ("executions", "fail_ns", "fails", "group_key", "infer_ns", "input_ns", "last_s", "lock", "model_name",
-                 "output_ns", "queue_ns", "rows", "successes", "symbol", "version")  # fmt: skip
+    __slots__ = ("executions", "fail_ns", "fails", "group_key", "infer_ns", "input_ns", "is_noted", "last_s", "lock",
+                 "model_name", "output_ns", "queue_ns", "rows", "successes", "symbol", "version")  # fmt: skip
 
-    def __init__(self, version: Version, group: Group) -> None:
+    def __init__(self, version: Version, group: Group, *, is_noted: bool) -> None:
+        """`is_noted`: that they have changed needs no note; it is there already, or nobody asks for it."""
+        self.is_noted = is_noted
         self.model_name, self.version = version.model_name, version.label
         self.group_key, self.symbol = group.group_key, group.symbol
         self.lock = threading.Lock()
@@ -81,10 +88,19 @@ class _Counters:
     def counts(self) -> Counts:
         """All of one moment."""
         with self.lock:
-            return Counts(
-                self.successes, self.fails, self.rows, self.executions, self.fail_ns, self.queue_ns,
-                self.input_ns, self.infer_ns, self.output_ns, self.last_s,
-            )  # fmt: skip
+            return self._counts()
+
+    def taken(self) -> Counts:
+        """The same; the next change is to be noted again."""
+        with self.lock:
+            self.is_noted = False
+            return self._counts()
+
+    def _counts(self) -> Counts:
+        return Counts(
+            self.successes, self.fails, self.rows, self.executions, self.fail_ns, self.queue_ns,
+            self.input_ns, self.infer_ns, self.output_ns, self.last_s,
+        )  # fmt: skip
 
 
 class Statistics:
@@ -92,16 +108,18 @@ class Statistics:
 
     def __init__(self, siblings: Siblings | None = None) -> None:
         self._counters: dict[Key, _Counters] = {}
+        self._changed: deque[Key] = deque()
+        """What the other processes were not told of yet: counted, or forgotten."""
         self._lock = threading.Lock()
         self._sharing = _Sharing(siblings) if siblings is not None else None
         self._next_publication = 0.0
 
     def publish(self) -> None:
-        """Tell the other processes, if it is time, what this one has counted; cheap if it has counted nothing."""
+        """Tell the other processes, if it is time, what this one has counted; the work is that for what has changed."""
         now = time.monotonic()
         if self._sharing is not None and now >= self._next_publication:
             self._next_publication = now + PUBLISH_INTERVAL_S
-            self._sharing.publish(self._own_counts())
+            self._sharing.publish(self._take_changes)
 
     def gather(self) -> None:
         """Take in what the other processes have told, for `of` to count in.
@@ -109,7 +127,7 @@ class Statistics:
         This one's are told first: what an answer has counted in, no later answer of another process may lack.
         """
         if self._sharing is not None:
-            self._sharing.publish(self._own_counts())
+            self._sharing.publish(self._take_changes)
             self._sharing.gather()
 
     def succeeded(
@@ -124,7 +142,8 @@ class Statistics:
         queue_ns: int = 0,
     ) -> None:
         """One call of the engine that was answered."""
-        counters = self._counters.get((version.id, group.id)) or self._begun(version, group)
+        key = version.id, group.id
+        counters = self._counters.get(key) or self._begun(version, group)
         now_s = time.time()
         with counters.lock:
             counters.successes += 1
@@ -135,22 +154,30 @@ class Statistics:
             counters.infer_ns += infer_ns
             counters.output_ns += output_ns
             counters.last_s = now_s
+            if not counters.is_noted:
+                counters.is_noted = True
+                self._changed.append(key)
 
     def failed(self, version: Version, group: Group, ns: int) -> None:
         """One request that was resolved and then refused."""
-        counters = self._counters.get((version.id, group.id)) or self._begun(version, group)
+        key = version.id, group.id
+        counters = self._counters.get(key) or self._begun(version, group)
         with counters.lock:
             counters.fails += 1
             counters.fail_ns += ns
+            if not counters.is_noted:
+                counters.is_noted = True
+                self._changed.append(key)
 
     def of(self, version: Version, group: Group) -> ModelStatistics:
-        """The counters of one group in one version, with what `gather` last found; all zero if it was never asked."""
+        """The counters of one group in one version, of all processes as `gather` last found them; all zero if it was never asked.
+
+        This process's count in as it told them: a count that the others do not know of yet could be missing in their next answer.
+        """
         key = version.id, group.id
-        counters = self._counters.get(key) or _Counters(version, group)
-        counts = [counters.counts()]
-        if self._sharing is not None:
-            counts += self._sharing.of(key)
-        return _statistics(counters, _sum(counts))
+        counters = self._counters.get(key) or _Counters(version, group, is_noted=True)
+        counts = counters.counts() if self._sharing is None else _sum(self._sharing.of(key))
+        return _statistics(counters, counts)
 
     def all(self) -> list[ModelStatistics]:
         """Everything that this process was ever asked, by model name, version and group key."""
@@ -159,16 +186,22 @@ class Statistics:
         found = [_statistics(one, one.counts()) for one in counters]
         return sorted(found, key=lambda one: (one.model_name, one.version, one.group_key))
 
-    def _own_counts(self) -> dict[Key, Counts]:
-        with self._lock:
-            counters = list(self._counters.items())
-        return {key: one.counts() for key, one in counters}
+    def _take_changes(self) -> Iterator[tuple[Key, Counts | None]]:
+        """What has changed since the last call, None where it was forgotten. For one thread at a time."""
+        for _ in range(len(self._changed)):
+            key = self._changed.popleft()
+            counters = self._counters.get(key)
+            yield key, counters.taken() if counters is not None else None
 
     def _begun(self, version: Version, group: Group) -> _Counters:
+        is_alone = self._sharing is None
         with self._lock:
             while len(self._counters) >= MAX_ENTRIES:
-                del self._counters[next(iter(self._counters))]
-            return self._counters.setdefault((version.id, group.id), _Counters(version, group))
+                forgotten = next(iter(self._counters))
+                del self._counters[forgotten]
+                if not is_alone:
+                    self._changed.append(forgotten)
+            return self._counters.setdefault((version.id, group.id), _Counters(version, group, is_noted=is_alone))
 
 
 class _Sharing:
@@ -178,21 +211,35 @@ class _Sharing:
         self._own_place = siblings.statistics[siblings.own]
         self._of_predecessors = _read(self._own_place)[1]
         """By those who had this process's place and died."""
+        self._told = dict(self._of_predecessors)
+        """What stands in this process's place."""
+        self._untold: dict[Key, Counts | None] = {}
+        self._encoded = {key: _encoded(key, counts) for key, counts in self._told.items()}
         self._others = [place for at, place in enumerate(siblings.statistics) if at != siblings.own]
         self._found: list[tuple[int, Mapping[Key, Counts]]] = [(0, {})] * len(self._others)
-        self._published: Mapping[Key, Counts] = {}
         self._lock = threading.Lock()
 
-    def publish(self, own: Mapping[Key, Counts]) -> None:
+    def publish(self, take_changes: Callable[[], Iterable[tuple[Key, Counts | None]]]) -> None:
+        """Only what has changed is encoded anew; the rest is copied. What could not be told is told the next time."""
         with self._lock:
-            if own == self._published:
-                return
-            keys = own.keys() | self._of_predecessors.keys()
-            found = {key: [own[key]] if key in own else [] for key in keys}
-            for key, counts in self._of_predecessors.items():
-                found[key].append(counts)
-            self._own_place.replace(msgspec.msgpack.encode([(*key, _sum(counts)) for key, counts in found.items()]))
-            self._published = own
+            for key, own in take_changes():
+                known = [counts for counts in (own, self._of_predecessors.get(key)) if counts is not None]
+                counts = self._untold[key] = _sum(known) if known else None
+                if counts is not None:
+                    self._encoded[key] = _encoded(key, counts)
+                else:
+                    self._encoded.pop(key, None)
+            if self._untold:
+                self._own_place.replace(_ENCODER.encode(list(self._encoded.values())))
+                self._tell()
+
+    def _tell(self) -> None:
+        for key, counts in self._untold.items():
+            if counts is not None:
+                self._told[key] = counts
+            else:
+                self._told.pop(key, None)
+        self._untold = {}
 
     def gather(self) -> None:
         with self._lock:
@@ -202,8 +249,11 @@ class _Sharing:
             ]
 
     def of(self, key: Key) -> list[Counts]:
-        found = [self._of_predecessors, *(counts for _, counts in self._found)]
-        return [counts[key] for counts in found if key in counts]
+        return [found.get(key, _NONE) for found in (self._told, *(counts for _, counts in self._found))]
+
+
+def _encoded(key: Key, counts: Counts) -> msgspec.Raw:
+    return msgspec.Raw(_ENCODER.encode((*key, counts)))
 
 
 def _read(place: SharedPlace) -> tuple[int, Mapping[Key, Counts]]:
