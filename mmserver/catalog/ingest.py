@@ -184,10 +184,40 @@ def ingest_group(request: IngestRequest, plugins: Plugins) -> IngestedGroup:
         factors=factors, factor_list=factor_list, model_name=model_name, model=model, info=info_record, facts=facts
     )
     symbol, return_name = split_group_key(request.group_key, facts.symbol)
-    dim_factors = dim_factors_from_table(factors, ic_table[1] if ic_table else None)
+    return built_group(
+        group_key=request.group_key,
+        symbol=symbol,
+        return_name=return_name or facts.return_name or "",
+        factors=factors,
+        model=model,
+        info=info,
+        facts=facts,
+        ic_table=ic_table[1] if ic_table else None,
+        plugins=plugins,
+    )
+
+
+def built_group(
+    *,
+    group_key: str,
+    symbol: str,
+    return_name: str,
+    factors: tuple[str, ...],
+    model: ModelFile | None,
+    info: dict[str, Any],
+    facts: InfoFacts,
+    ic_table: IcTable | None,
+    plugins: Plugins,
+) -> IngestedGroup:
+    """Everything that is stored of a group whose parts were checked and whose model was proven.
+
+    Raises:
+        ArtifactInvalid: too_large.
+    """
+    dim_factors = dim_factors_from_table(factors, ic_table)
     record = GroupRecord(
-        ic_table=[dict(zip(ic_table[1].columns, row, strict=True)) for row in ic_table[1].rows] if ic_table else [],
-        factor_column=ic_table[1].factor_column if ic_table else "factor",
+        ic_table=[dict(zip(ic_table.columns, row, strict=True)) for row in ic_table.rows] if ic_table else [],
+        factor_column=ic_table.factor_column if ic_table else "factor",
         info=info,
         facts=facts,
         dim_factors=dim_factors,
@@ -196,17 +226,17 @@ def ingest_group(request: IngestRequest, plugins: Plugins) -> IngestedGroup:
     detail = msgspec.json.encode(record)
     if len(detail) > MAX_DETAIL_BYTES:
         said = f"its table and info are {len(detail)} bytes as JSON, more than {MAX_DETAIL_BYTES}"
-        raise ArtifactInvalid(file=request.group_key, reason="too_large", detail=said)
+        raise ArtifactInvalid(file=group_key, reason="too_large", detail=said)
     payload, reason = payload_from_model(model, plugins, info, facts, dim_factors)
     payload_text = msgspec.json.encode(payload) if payload else None
     return IngestedGroup(
-        group_key=request.group_key,
+        group_key=group_key,
         symbol=symbol,
-        return_name=return_name or facts.return_name or "",
+        return_name=return_name,
         dim=len(factors),
         factors=factors,
         train_samples=facts.train_samples,
-        ic_mean=ic_mean(ic_table[1] if ic_table else None),
+        ic_mean=ic_mean(ic_table),
         detail=detail,
         payload_gzip=gzip_splice.compress(payload_text) if payload_text else None,
         payload_sha256=hashlib.sha256(payload_text).hexdigest() if payload_text else None,

@@ -30,14 +30,14 @@ def proven_model(parsed: Mapping[str, tuple[ArtifactFormat, Parsed]], plugins: P
     if len(sources) > 1 or len(derived) > 1:
         names = " and ".join(name for name, _, _ in found)
         raise ArtifactInvalid(file=found[0][0], reason="ambiguous", detail=f"{names} are several models; keep one")
-    proven = {name: _proven(name, model, plugins) for name, _, model in found}
+    proven = {name: proven_alone(name, model, plugins) for name, _, model in found}
     name = (sources or derived)[0][0]
     if sources and derived:
         _check_same_model(name, proven[name], derived[0][0], proven[derived[0][0]], plugins)
     return name, proven[name]
 
 
-def _proven(name: str, model: ModelFile, plugins: Plugins) -> ModelFile:
+def proven_alone(name: str, model: ModelFile, plugins: Plugins) -> ModelFile:
     """The model with what the library itself predicts on its probe rows and, for trees, what shall run it.
 
     Raises:
@@ -50,7 +50,7 @@ def _proven(name: str, model: ModelFile, plugins: Plugins) -> ModelFile:
         model = msgspec.structs.replace(model, summary={**model.summary, **engine_facts(model, predictor)})
     if predictor is None or model.probes is None:
         return model
-    rows = _array_from_rows(model.probes.rows)
+    rows = array_from_rows(model.probes.rows)
     outputs = {key: np.asarray(value, dtype=np.float32) for key, value in predictor.predict(rows).items()}
     for key, claimed in model.probes.outputs.items():
         expected = np.asarray(claimed, dtype=np.float32)
@@ -72,7 +72,7 @@ def _check_same_model(name: str, model: ModelFile, other_name: str, other: Model
         return
     same = model.n_features == other.n_features
     if same:
-        rows = _array_from_rows(model.probes.rows)
+        rows = array_from_rows(model.probes.rows)
         outputs = predictor.predict(rows)
         same = all(
             _same_bits(np.asarray(value, dtype=np.float32), np.asarray(outputs[key], dtype=np.float32))
@@ -88,5 +88,6 @@ def _same_bits(first: FloatRows, second: FloatRows) -> bool:
     return first.size == second.size and first.tobytes() == np.ascontiguousarray(second).tobytes()
 
 
-def _array_from_rows(rows: list[list[float | None]]) -> FloatRows:
+def array_from_rows(rows: list[list[float | None]]) -> FloatRows:
+    """Probe rows as predictors take them; None becomes NaN."""
     return np.array([[math.nan if cell is None else cell for cell in row] for row in rows], dtype=np.float32)
