@@ -83,12 +83,18 @@ class ModelFile(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     best_iteration: int | None = None
     """Index of the last boosting iteration kept, where early stopping cut the rest."""
     input_shape: tuple[int, ...] | None = None
-    """Shape of one row where it is not flat, such as (timesteps, features); its product is `n_features`."""
+    """Shape of one row where it is not flat, such as (timesteps, features); its product is `n_features`. The factors name its
+    last axis. Rows are flat everywhere inside, row-major: the predictor gives them their shape."""
     conversion: "Conversion | None" = None
     """Where the content was made from another library's model: from which, and how near it has to come."""
     summary: dict[str, Any] = {}
     """More facts to show beside the model; JSON-able."""
     probes: Probes | None = None
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """What one row looks like to clients: `input_shape`, or flat."""
+        return self.input_shape or (self.n_features,)
 
 
 class Conversion(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,7 +205,8 @@ class Predictor(Protocol):
         """All outputs for all rows.
 
         Shapes:
-            rows: n_rows × n_features, float32, C-contiguous; NaN is missing.
+            rows: n_rows × n_features, float32, C-contiguous; NaN is missing. A model with an `input_shape` reshapes them:
+                `rows.reshape(-1, *input_shape)`.
             returns: output name → n_rows × width, float32; a row's result does not depend on the others.
         """
 
@@ -247,7 +254,17 @@ class Interpreter(Protocol):
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened to a model, after it was committed."""
 
-    kind: Literal["model_registered", "version_published", "version_served", "model_removed", "artifact_refused"]
+    kind: Literal[
+        "model_registered",
+        "version_published",
+        "version_registered",
+        "version_described",
+        "version_served",
+        "stage_changed",
+        "version_removed",
+        "model_removed",
+        "artifact_refused",
+    ]
     model_name: str
     version: str | None = None
     group_key: str | None = None

@@ -2,7 +2,8 @@
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -27,14 +28,21 @@ class RowLayout:
     value is None or NaN, and is refused unless the model knows what to do with it.
     """
 
-    def __init__(self, factors: Sequence[str], *, accepts_missing: bool) -> None:
+    def __init__(
+        self, factors: Sequence[str], *, accepts_missing: bool, row_shape: tuple[int, ...] | None = None
+    ) -> None:
+        """`row_shape`: what one row is to clients, where it is not flat; the factors name its last axis."""
         self.factors = tuple(factors)
         self.accepts_missing = accepts_missing
-        self.width = len(self.factors)
+        self.row_shape = row_shape or (len(self.factors),)
+        self.width = math.prod(self.row_shape)
+        """Numbers of a row."""
+        self.lengths: tuple[int, ...] = (1, self.width)
+        """How long features can be that are not refused for that: a matrix is as long as it has rows."""
         self._shape = (1, self.width)
         self._pack = struct.Struct(f"<{self.width}f").pack
         getter = itemgetter(*self.factors)
-        self._values_of = getter if self.width > 1 else lambda features: (getter(features),)
+        self._values_of = getter if len(self.factors) > 1 else lambda features: (getter(features),)
 
     def plain_row(self, features: Any) -> FloatRows | None:
         """The row if it is a plain one: as many finite numbers as there should be, or exactly the names; else None.
@@ -117,7 +125,7 @@ class RowLayout:
             self._refuse(
                 len(places),
                 (
-                    {"loc": f"features[{row}][{dim}]", "msg": self._told(dim, float(rows[row, dim]))}
+                    {"loc": self._place(row, dim), "msg": self._told(dim, float(rows[row, dim]))}
                     for row, dim in places[:MAX_TOLD].tolist()
                 ),
             )
@@ -161,8 +169,14 @@ class RowLayout:
             self._refuse(len(told), told[:MAX_TOLD])
         return np.array([numbers], dtype=np.float32)
 
+    def _place(self, row: int, dim: int) -> str:
+        return f"features[{row}][{dim}]"
+
+    def _name(self, dim: int) -> str:
+        return self.factors[dim]
+
     def _told(self, dim: int, value: Any) -> str:
-        name = self.factors[dim]
+        name = self._name(dim)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return f"{name} is missing, and the model takes no missing values"
         if _number(value) is None:
@@ -174,6 +188,113 @@ class RowLayout:
         entries = list(told)
         reason = entries[0]["msg"] if n_wrong == 1 else f"{n_wrong} features have no value that the model can take"
         raise FeaturesInvalid(reason=reason, errors=entries)
+
+
+class ShapedLayout(RowLayout):
+    """Rows of a model whose input is not flat, such as timesteps × features; the row is still flat, row-major."""
+
+    def __init__(self, factors: Sequence[str], *, accepts_missing: bool, row_shape: tuple[int, ...]) -> None:
+        super().__init__(factors, accepts_missing=accepts_missing, row_shape=row_shape)
+        self._is_matrix = len(row_shape) == 2
+        self.lengths = (row_shape[0], self.width) if self._is_matrix else (self.width,)
+        self._lines_fit = {row_shape[-1]}.issuperset
+        self._expected = f"{shown_shape(row_shape)} numbers"
+        if self._is_matrix:
+            self._expected = f"a matrix of {row_shape[0]} timesteps, each of {row_shape[1]} features,"
+
+    def plain_row(self, features: Any) -> FloatRows | None:
+        """The row if it is a plain one: a matrix of the model's shape, or as many finite numbers; else None."""
+        if isinstance(features, dict):
+            return None
+        if self._is_matrix and len(features) == self.row_shape[0]:
+            try:
+                if not self._lines_fit(map(len, features)):
+                    return None
+                features = list(chain.from_iterable(features))
+            except TypeError:  # numbers, which may be the row itself
+                pass
+        return super().plain_row(features)
+
+    def row(self, features: Features) -> FloatRows:
+        """The row that a request means, written as a matrix of the model's shape or as one flat list.
+
+        Raises:
+            FeaturesInvalid: names every place, up to a bound.
+        """
+        plain = self.plain_row(features)
+        if plain is not None:
+            return plain
+        if isinstance(features, dict):
+            told = f"the model takes {self._expected} by place; it takes no features by name"
+            raise FeaturesInvalid(reason=told, errors=[{"loc": "features", "msg": told}])
+        if any(isinstance(line, list | tuple) for line in features):
+            self._check_matrix(features)
+            values: list[Any] = [value for line in features for value in line]  # type: ignore[union-attr]
+            n_columns = self.row_shape[-1]
+            places: Sequence[str] = _Places(lambda dim: f"features[{dim // n_columns}][{dim % n_columns}]", self.width)
+        elif len(features) == self.width:
+            values = list(features)
+            places = _Places(lambda dim: f"features[{dim}]", self.width)
+        else:
+            either = f"or its {self.width} numbers in one list" if self._is_matrix else "in one flat list"
+            reason = f"{self._expected} {either} are expected, found {len(features)}"
+            raise FeaturesInvalid(reason=reason, errors=[{"loc": "features", "msg": reason}])
+        with_missing = self._row_with_missing(values)
+        return with_missing if with_missing is not None else self._slow_row(values, places)
+
+    def _check_matrix(self, features: Sequence[Any]) -> None:
+        """Raises FeaturesInvalid, with the lines that do not fit, unless it is a matrix of the model's shape."""
+        if not self._is_matrix:
+            reason = f"the model takes {self._expected}: send its {self.width} numbers in one flat list"
+            raise FeaturesInvalid(reason=reason, errors=[{"loc": "features", "msg": reason}])
+        n_lines, n_columns = self.row_shape
+        if len(features) != n_lines:
+            reason = f"{self._expected} is expected, found {len(features)} timesteps"
+            raise FeaturesInvalid(reason=reason, errors=[{"loc": "features", "msg": reason}])
+        told = []
+        for at, line in enumerate(features):
+            if not isinstance(line, list | tuple):
+                told.append({"loc": f"features[{at}]", "msg": f"a list of {n_columns} numbers is expected"})
+            elif len(line) != n_columns:
+                told.append({"loc": f"features[{at}]", "msg": f"{n_columns} numbers are expected, found {len(line)}"})
+        if told:
+            first = f"{told[0]['loc']}: {told[0]['msg']}"
+            reason = f"{self._expected} is expected; {first if len(told) == 1 else f'{len(told)} timesteps do not fit'}"
+            raise FeaturesInvalid(reason=reason, errors=told[:MAX_TOLD])
+
+    def _place(self, row: int, dim: int) -> str:
+        within = "".join(f"[{at}]" for at in np.unravel_index(dim, self.row_shape))
+        return f"features[{row}]{within}"
+
+    def _name(self, dim: int) -> str:
+        line, column = divmod(dim, self.row_shape[-1])
+        return f"{self.factors[column]} of timestep {line}" if self._is_matrix else self.factors[column]
+
+
+class _Places(Sequence[str]):
+    """Where each value stands in the request, written out when it is asked for."""
+
+    def __init__(self, place_of: Callable[[int], str], n_values: int) -> None:
+        self._place_of = place_of
+        self._n_values = n_values
+
+    def __len__(self) -> int:
+        return self._n_values
+
+    def __getitem__(self, dim: Any) -> Any:
+        return self._place_of(dim)
+
+
+def row_layout(factors: Sequence[str], row_shape: tuple[int, ...], *, accepts_missing: bool) -> RowLayout:
+    """How rows of a model are made whose one row has that shape; the factors name its last axis."""
+    if len(row_shape) == 1:
+        return RowLayout(factors, accepts_missing=accepts_missing)
+    return ShapedLayout(factors, accepts_missing=accepts_missing, row_shape=row_shape)
+
+
+def shown_shape(row_shape: Sequence[int]) -> str:
+    """`60 × 110`."""
+    return " × ".join(map(str, row_shape))
 
 
 def _number(value: Any) -> float | None:

@@ -23,7 +23,7 @@ from mmserver.errors import (
     TooManyRows,
 )
 from mmserver.formats import Decision, FloatRows
-from mmserver.serving.features import Features
+from mmserver.serving.features import Features, RowLayout
 from mmserver.serving.interpretation import decide
 from mmserver.serving.model_facts import training_date
 from mmserver.serving.predictors import LoadedModel, Predictors, checked_outputs
@@ -278,7 +278,8 @@ class Serving:
 
     def contributions(self, resolved: Resolved, loaded: LoadedModel, rows: FloatRows) -> list[dict[str, Any]]:
         """How much each factor moved each row's margin: `{"base", "factors": {name: value}}`, which sum to it; where the model
-        has several outputs, `{"outputs": [...]}` with one such entry each.
+        has several outputs, `{"outputs": [...]}` with one such entry each. In a model with timesteps a factor has a list of values,
+        one for each timestep.
 
         Raises:
             NotExplainable: the model's library cannot say.
@@ -301,7 +302,7 @@ class Serving:
             raise PredictionFailed(group_key=group_key, reason=f"contributions are {given}, not numbers {expected}")
         if not np.isfinite(found).all():
             raise _not_finite(group_key, {"contributions": found})
-        return [_explained(loaded.layout.factors, row) for row in found.tolist()]
+        return [_explained(loaded.layout, row) for row in found]
 
     def model_info(self, resolved: Resolved, loaded: LoadedModel) -> msgspec.Raw:
         """JSON, made once: version, training_date, accuracy as the info file has them, and what decisions rest on."""
@@ -425,8 +426,11 @@ class Serving:
         self.statistics.failed(resolved.version, resolved.group, time.perf_counter_ns() - begun_ns)
 
 
-def _explained(factors: Sequence[str], outputs: list[list[float]]) -> dict[str, Any]:
-    entries = [{"base": values[-1], "factors": dict(zip(factors, values, strict=False))} for values in outputs]
+def _explained(layout: RowLayout, outputs: np.ndarray[Any, Any]) -> dict[str, Any]:
+    entries = []
+    for values in outputs:
+        by_factor = np.moveaxis(values[:-1].reshape(layout.row_shape), -1, 0).tolist()
+        entries.append({"base": values[-1].item(), "factors": dict(zip(layout.factors, by_factor, strict=True))})
     return entries[0] if len(entries) == 1 else {"outputs": entries}
 
 

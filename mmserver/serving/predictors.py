@@ -3,6 +3,7 @@
 import copy
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -26,7 +27,7 @@ from mmserver.errors import (
 from mmserver.formats import FloatRows, Interpreter, ModelFile
 from mmserver.serving.crash_ledger import DIRECTORY_NAME, MAX_CRASHES, CrashLedger
 from mmserver.serving.engines import TREES, Engine, load_engine
-from mmserver.serving.features import RowLayout
+from mmserver.serving.features import RowLayout, row_layout, shown_shape
 from mmserver.serving.interpretation import load_interpreter
 from mmserver.trees.exact import is_proven_exact
 
@@ -277,10 +278,13 @@ class Predictors:
         engine = load_engine(model, self._store.plugins)
         if engine is None:
             raise GroupHasNoModel(group_key=group.group_key, reason=f"no plugin runs {model.kind} models")
-        if engine.n_features != len(group.factors):
+        row_shape = model.input_shape or (len(group.factors),)
+        if row_shape[-1] != len(group.factors) or engine.n_features != math.prod(row_shape):
             reason = f"it takes {engine.n_features} features, but the group has {len(group.factors)} factors"
+            if model.input_shape:
+                reason += f" in rows of {shown_shape(row_shape)}"
             raise PredictorUnloadable(group_key=group.group_key, reason=reason)
-        layout = RowLayout(group.factors, accepts_missing=engine.accepts_missing)
+        layout = row_layout(group.factors, row_shape, accepts_missing=engine.accepts_missing)
         row_cost_ns, widths = _tried(engine)
         return LoadedModel(
             group=group,

@@ -27,7 +27,8 @@ MISSING_TEXTS: Final = frozenset(
 
 _MAX_NAMED = 20
 _MAX_SHOWN = 80
-_JSON_NUMBERS = frozenset({int, float, type(None)})
+JSON_NUMBERS: Final = frozenset({int, float, type(None)})
+"""Types of the cells of a scoring request; None is missing."""
 
 Numbers: TypeAlias = NDArray[np.float64]
 
@@ -154,7 +155,7 @@ class CellTable:
     def numbers(self, picked: Sequence[int]) -> Numbers:
         """See `Table`."""
         rows = self._picked(picked)
-        if not set(map(type, chain.from_iterable(rows))) <= _JSON_NUMBERS:
+        if not set(map(type, chain.from_iterable(rows))) <= JSON_NUMBERS:
             self._refuse(rows, picked)
         return np.array(rows, np.float64).reshape(len(rows), len(picked))
 
@@ -169,7 +170,7 @@ class CellTable:
             (at, self._name(picked[place]), cell)
             for at, row in enumerate(rows)
             for place, cell in enumerate(row)
-            if type(cell) not in _JSON_NUMBERS
+            if type(cell) not in JSON_NUMBERS
         ]
         _refuse_places([(at, name) for at, name, _ in refused[:_MAX_NAMED]], f"{_shown(refused[0][2])} is not a number")
 
@@ -178,10 +179,28 @@ class CellTable:
 
 
 def table_from_scoring(document: object) -> Table:
-    """The table in a scoring request: an object with exactly one of `INPUT_FIELDS`, and perhaps with empty `params`.
+    """The table in a scoring request.
 
     Raises:
-        RequestInvalid: it is not that, or not a table.
+        RequestInvalid: it is no such request, or not a table.
+    """
+    field, value = scoring_field(document)
+    if field == "dataframe_split":
+        return _table_from_split(value)
+    if field == "dataframe_records":
+        return table_from_records(value, field)
+    if field == "inputs" and isinstance(value, dict):
+        return _table_from_columns(value, field)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return table_from_records(value, field)
+    return table_from_rows(value, field)
+
+
+def scoring_field(document: object) -> tuple[str, Any]:
+    """The input of a scoring request, an object with exactly one of `INPUT_FIELDS`, and perhaps with empty `params`: its field, its value.
+
+    Raises:
+        RequestInvalid: it is not that.
     """
     if not isinstance(document, dict):
         malformed("", f"the body must be an object with one of {', '.join(INPUT_FIELDS)}")
@@ -192,17 +211,7 @@ def table_from_scoring(document: object) -> Table:
     for name in ("params", "signature_name"):  # whoever asks for another kind of answer must not get this one
         if document.get(name):
             malformed(name, "is not supported here; leave it out")
-    field = given[0]
-    value = document[field]
-    if field == "dataframe_split":
-        return _table_from_split(value)
-    if field == "dataframe_records":
-        return table_from_records(value, field)
-    if field == "inputs" and isinstance(value, dict):
-        return _table_from_columns(value, field)
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return table_from_records(value, field)
-    return table_from_rows(value, field)
+    return given[0], document[given[0]]
 
 
 def table_from_rows(rows: object, loc: str) -> CellTable:

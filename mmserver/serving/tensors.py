@@ -150,27 +150,27 @@ def _decoder(element: Any, depth: int) -> msgspec.json.Decoder[Any]:
 
 
 def rows_from_tensors(
-    tensors: Sequence[Tensor], factors: Sequence[str], n_features: int, *, accepts_missing: bool
+    tensors: Sequence[Tensor], factors: Sequence[str], row_shape: tuple[int, ...], *, accepts_missing: bool
 ) -> FloatRows:
-    """The rows that the inputs describe: one tensor `features`, or one for each factor, in any order.
+    """The rows that the inputs describe: one tensor `features`, or one for each factor of a flat row, in any order.
 
     Numbers become float32 as the model's library itself makes them: rounded to the nearest.
 
     Shapes:
-        `features` n × n_features, the others n or n × 1. Returns n × n_features, C-contiguous.
+        `features` n × `row_shape`, the others n or n × 1. Returns n × n_features, C-contiguous.
 
     Raises:
         RequestInvalid: an input is unknown, missing, there twice or of another shape; there are no rows; a value is
             infinite or beyond float32; a value is missing and the model does not know such.
     """
-    is_a_factor = n_features == 1 and FEATURES in factors
+    is_a_factor = row_shape == (1,) and FEATURES in factors
     if len(tensors) == 1 and tensors[0].name == FEATURES and not is_a_factor:
-        rows = _whole_rows(tensors[0], n_features)
+        rows = _whole_rows(tensors[0], row_shape)
     else:
-        rows = _rows_by_factor(tensors, factors, n_features)
+        rows = _rows_by_factor(tensors, factors if len(row_shape) == 1 else (), row_shape[0])
     if not len(rows):
         refuse_tensor(tensors[0].name, "has no rows")
-    _check_finite(rows, tensors, accepts_missing=accepts_missing)
+    _check_finite(rows, tensors, row_shape, accepts_missing=accepts_missing)
     return rows
 
 
@@ -186,11 +186,13 @@ def check_row_count(shape: Sequence[int], size_bytes: int, max_rows: int) -> Non
         raise TooManyRows(n_rows=shape[0], limit=max_rows)
 
 
-def _whole_rows(tensor: Tensor, n_features: int) -> FloatRows:
+def _whole_rows(tensor: Tensor, row_shape: tuple[int, ...]) -> FloatRows:
     shape = tensor.values.shape
-    if len(shape) != 2 or shape[1] != n_features:
-        refuse_tensor(tensor.name, f"the shape is {_shown_shape(shape)}, the model takes [-1,{n_features}]")
-    return _as_float32(tensor.values)
+    if shape[1:] != row_shape:
+        wanted = _shown_shape((-1, *row_shape))
+        refuse_tensor(tensor.name, f"the shape is {_shown_shape(shape)}, the model takes {wanted}")
+    rows = _as_float32(tensor.values)
+    return rows if len(row_shape) == 1 else rows.reshape(len(rows), math.prod(row_shape))
 
 
 def _rows_by_factor(tensors: Sequence[Tensor], factors: Sequence[str], n_features: int) -> FloatRows:
@@ -228,7 +230,9 @@ def _as_float32(values: Values) -> FloatRows:
         return np.ascontiguousarray(values, np.float32)
 
 
-def _check_finite(rows: FloatRows, tensors: Sequence[Tensor], *, accepts_missing: bool) -> None:
+def _check_finite(
+    rows: FloatRows, tensors: Sequence[Tensor], row_shape: tuple[int, ...], *, accepts_missing: bool
+) -> None:
     is_finite = np.isfinite(rows)
     if is_finite.all() or (accepts_missing and not np.isinf(rows).any()):
         return
@@ -240,7 +244,8 @@ def _check_finite(rows: FloatRows, tensors: Sequence[Tensor], *, accepts_missing
         else "is infinite, or too large for float32"
     )
     if len(tensors) == 1:
-        refuse_tensor(f"{tensors[0].name}[{row},{column}]", reason)
+        within = ",".join(map(str, np.unravel_index(column, row_shape)))
+        refuse_tensor(f"{tensors[0].name}[{row},{within}]", reason)
     refuse_tensor(f"row {row}, factor {column}", reason)
 
 

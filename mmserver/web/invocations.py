@@ -5,16 +5,19 @@
 """
 
 import importlib.metadata
+import time
 from typing import Any
 
 import flask
 from werkzeug.exceptions import UnsupportedMediaType
 
-from mmserver.errors import ExtraMissing
+from mmserver.errors import ExtraMissing, MmserverError
 from mmserver.formats import FloatRows
 from mmserver.serving.naming import resolve_default, resolve_name
+from mmserver.serving.nested_rows import refuse_table, rows_from_nested
 from mmserver.serving.predictions import Resolved, Serving
-from mmserver.serving.tables import Table, rows_from_table, table_from_csv, table_from_scoring
+from mmserver.serving.predictors import LoadedModel
+from mmserver.serving.tables import Numbers, Table, rows_from_table, table_from_csv, table_from_scoring
 from mmserver.web.current import current_serving, current_store, current_waited_ns
 from mmserver.web.plain_json import strict_document
 from mmserver.web.requests import query_time
@@ -59,10 +62,38 @@ def get_version() -> flask.Response:
 
 def _answer(resolved: Resolved) -> flask.Response:
     serving = current_serving()
-    rows = rows_from_table(_table(flask.request), resolved.group.factors, max_rows=serving.store.settings.max_rows)
+    max_rows = serving.store.settings.max_rows
+    loaded = _loaded(serving, resolved)
+    row_shape = loaded.layout.row_shape
+    if len(row_shape) > 1:
+        rows: FloatRows | Numbers = _nested_rows(flask.request, row_shape, max_rows)
+    else:
+        rows = rows_from_table(_table(flask.request), resolved.group.factors, max_rows=max_rows)
     return json_response(
-        {"predictions": _predictions(serving, resolved, rows)}, headers={"X-Model-Version": resolved.version.label}
+        {"predictions": _predictions(serving, resolved, loaded, rows)},
+        headers={"X-Model-Version": resolved.version.label},
     )
+
+
+def _loaded(serving: Serving, resolved: Resolved) -> LoadedModel:
+    """The model, which says what shape its rows have; a failure counts in the statistics as a prediction's does."""
+    begun_ns = time.perf_counter_ns()
+    try:
+        return serving.loaded(resolved)
+    except MmserverError:
+        serving.statistics.failed(resolved.version, resolved.group, time.perf_counter_ns() - begun_ns)
+        raise
+
+
+def _nested_rows(request: flask.Request, row_shape: tuple[int, ...], max_rows: int) -> Numbers:
+    """The rows in the body, each of more than one dimension; see `_table`.
+
+    Raises:
+        FeaturesInvalid: it is a table, or nested otherwise.
+    """
+    if _media_type(request) not in JSON_MEDIA_TYPES:
+        refuse_table("", row_shape)
+    return rows_from_nested(strict_document(request.get_data(cache=False)), row_shape, max_rows=max_rows)
 
 
 def _table(request: flask.Request) -> Table:
@@ -72,20 +103,28 @@ def _table(request: flask.Request) -> Table:
         UnsupportedMediaType: it is declared as something that is not read here, in another charset, or compressed.
         RequestInvalid: it is not what it is declared as.
     """
-    if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-        raise UnsupportedMediaType("send the body uncompressed, without Content-Encoding")
-    parameters = request.mimetype_params
-    if parameters.get("charset", "utf-8").lower() not in ("utf-8", "utf8"):
-        raise UnsupportedMediaType("send the body in UTF-8")
-    media_type = request.mimetype
+    media_type = _media_type(request)
     if media_type in JSON_MEDIA_TYPES:
         return table_from_scoring(strict_document(request.get_data(cache=False)))
     if media_type == CSV_MEDIA_TYPE:
-        if parameters.get("header", "present") != "present":
+        if request.mimetype_params.get("header", "present") != "present":
             raise UnsupportedMediaType("CSV without a header line is not read: columns are matched by name")
         return table_from_csv(request.get_data(cache=False))
-    if media_type in PARQUET_MEDIA_TYPES:
-        return _table_from_parquet(request)
+    return _table_from_parquet(request)
+
+
+def _media_type(request: flask.Request) -> str:
+    """One of those that are read here.
+
+    Raises:
+        UnsupportedMediaType: it is none, in another charset, or compressed.
+    """
+    if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType("send the body uncompressed, without Content-Encoding")
+    if request.mimetype_params.get("charset", "utf-8").lower() not in ("utf-8", "utf8"):
+        raise UnsupportedMediaType("send the body in UTF-8")
+    if request.mimetype in (*JSON_MEDIA_TYPES, CSV_MEDIA_TYPE, *PARQUET_MEDIA_TYPES):
+        return request.mimetype
     raise UnsupportedMediaType(
         f"send the body as Content-Type: {JSON_MEDIA_TYPE}, {CSV_MEDIA_TYPE} or {PARQUET_MEDIA_TYPE}"
     )
@@ -100,14 +139,14 @@ def _table_from_parquet(request: flask.Request) -> Table:
         raise UnsupportedMediaType(str(error)) from error
 
 
-def _predictions(serving: Serving, resolved: Resolved, rows: FloatRows) -> list[Any]:
+def _predictions(serving: Serving, resolved: Resolved, loaded: LoadedModel, rows: FloatRows | Numbers) -> list[Any]:
     """What the model's library predicts for each row: a number, or several where it gives several, such as probabilities.
 
     A plugin's model that calls none of several outputs its prediction gives all of them by name.
     """
     if not len(rows):
         return []
-    outputs = serving.run(resolved, rows, queue_ns=current_waited_ns())
+    outputs = serving.run(resolved, rows, queue_ns=current_waited_ns(), loaded=loaded)
     if PREDICTION in outputs:
         return _listed(outputs[PREDICTION])
     if len(outputs) == 1:

@@ -73,7 +73,7 @@ def get_model(name: str, version: str | None = None) -> flask.Response:
             "name": found.name,
             "versions": [record.label for record in records],
             "platform": described.platform,
-            "inputs": [{"name": FEATURES, "datatype": "FP32", "shape": [-1, described.n_features]}],
+            "inputs": [{"name": FEATURES, "datatype": "FP32", "shape": [-1, *described.row_shape]}],
             "outputs": [
                 {"name": output.name, "datatype": "FP32", "shape": output.shape} for output in described.outputs
             ],
@@ -98,7 +98,7 @@ def get_config(name: str, version: str | None = None) -> flask.Response:
                     "name": FEATURES,
                     "data_type": "TYPE_FP32",
                     "format": "FORMAT_NONE",
-                    "dims": [-1, described.n_features],
+                    "dims": [-1, *described.row_shape],
                     "is_shape_tensor": False,
                     "allow_ragged_batch": False,
                     "optional": False,
@@ -253,7 +253,7 @@ class _Described(msgspec.Struct, frozen=True):
     """What metadata and configuration say of a model."""
 
     platform: str
-    n_features: int
+    row_shape: tuple[int, ...]
     outputs: tuple[OutputTensor, ...]
     properties: dict[str, str]
 
@@ -288,7 +288,8 @@ def _described(serving: Serving, found: TensorModel) -> _Described:
     }
     if group.ic_mean is not None:
         properties["ic_mean"] = repr(group.ic_mean)
-    return _Described(f"{SERVER_NAME}_{facts.kind}", int(summary["n_features"]), outputs, properties)
+    row_shape = tuple(summary.get("input_shape") or (int(summary["n_features"]),))
+    return _Described(f"{SERVER_NAME}_{facts.kind}", row_shape, outputs, properties)
 
 
 def factors_sha256(factors: Iterable[str]) -> str:

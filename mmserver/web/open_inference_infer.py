@@ -139,27 +139,28 @@ def read_request(
     Raises:
         RequestInvalid, TooManyRows: as `infer`.
     """
-    engine = loaded.engine
+    row_shape, accepts_missing = loaded.layout.row_shape, loaded.layout.accepts_missing
     n_json = header_length_from_text(header_length, len(body))
     available = [output.name for output in outputs_of(loaded)]
     if n_json == 0:
-        rows = _raw_rows(body, engine.n_features, max_rows, accepts_missing=engine.accepts_missing)
+        rows = _raw_rows(body, row_shape, max_rows, accepts_missing=accepts_missing)
         return Asked(rows, [OutputChoice(name, True, {}) for name in available], None, {})
     request = request_from_json(body if n_json is None else body[:n_json])
     tail = memoryview(body)[len(body) if n_json is None else n_json :]
     choices = choose_outputs(request, available)
     tensors = tensors_from_request(request, tail, is_split=n_json is not None, max_rows=max_rows)
-    rows = rows_from_tensors(tensors, found.group.factors, engine.n_features, accepts_missing=engine.accepts_missing)
+    rows = rows_from_tensors(tensors, found.group.factors, row_shape, accepts_missing=accepts_missing)
     return Asked(rows, choices, request.id, clients_parameters(request.parameters))
 
 
-def _raw_rows(body: bytes, n_features: int, max_rows: int, *, accepts_missing: bool) -> FloatRows:
+def _raw_rows(body: bytes, row_shape: tuple[int, ...], max_rows: int, *, accepts_missing: bool) -> FloatRows:
     """A body that is nothing but the one input's FP32 data."""
+    n_features = math.prod(row_shape)
     row_bytes = n_features * _FLOAT_BYTES
     n_rows, rest = divmod(len(body), row_bytes)
     if rest or not n_rows:
         refuse_tensor(FEATURES, f"{len(body)} bytes of raw data; a row of {n_features} FP32 takes {row_bytes}")
-    shape = (n_rows, n_features)
+    shape = (n_rows, *row_shape)
     check_row_count(shape, len(body), max_rows)
     values = values_from_binary(FEATURES, "FP32", shape, memoryview(body))
-    return rows_from_tensors([Tensor(FEATURES, values)], (), n_features, accepts_missing=accepts_missing)
+    return rows_from_tensors([Tensor(FEATURES, values)], (), row_shape, accepts_missing=accepts_missing)

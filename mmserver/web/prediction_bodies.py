@@ -99,7 +99,7 @@ _decode_batch = msgspec.json.Decoder(BatchBody).decode
 # --- one --------------------------------------------------------------------------------------------------------------
 
 
-def read_predict(request: flask.Request, as_of: datetime | None, max_rows: int) -> Asked:
+def read_predict(request: flask.Request, as_of: datetime | None) -> Asked:
     """What the request asks for.
 
     Raises:
@@ -107,11 +107,8 @@ def read_predict(request: flask.Request, as_of: datetime | None, max_rows: int) 
         RequestInvalid: it is not strict JSON.
         FieldsInvalid: a field is missing or of the wrong type.
         FeaturesInvalid: there are none.
-        TooManyRows: a matrix has more rows than one request may.
     """
-    asked = asked_from_body(body_from_bytes(read_json_bytes(request, ALSO_JSON)), as_of)
-    _limit_rows([asked], max_rows)
-    return asked
+    return asked_from_body(body_from_bytes(read_json_bytes(request, ALSO_JSON)), as_of)
 
 
 def body_from_bytes(data: bytes) -> PredictBody:
@@ -206,11 +203,9 @@ def read_batch(request: flask.Request, as_of: datetime | None, max_rows: int) ->
         UnsupportedMediaType, RequestEntityTooLarge: see `read_json_bytes`.
         RequestInvalid: the whole is not strict JSON.
         FieldsInvalid: `requests` is missing or no list, or another of its own fields is of the wrong type.
-        TooManyRows: there are more rows than one request may have.
+        TooManyRows: there are more items than one request may have; a matrix of features is one row.
     """
-    batch = batch_from_bytes(read_json_bytes(request, ALSO_JSON), as_of, max_rows)
-    _limit_rows([item.asked for item in batch.items], max_rows)
-    return batch
+    return batch_from_bytes(read_json_bytes(request, ALSO_JSON), as_of, max_rows)
 
 
 def batch_from_bytes(data: bytes, as_of: datetime | None, max_rows: int) -> AskedBatch:
@@ -276,20 +271,6 @@ def _number(value: int | UnsetType | None) -> int | None:
 def _limit_items(items: Sequence[Any], max_rows: int) -> None:
     if len(items) > max_rows:
         raise TooManyRows(n_rows=len(items), limit=max_rows)
-
-
-def _limit_rows(asked: Sequence[Asked | FieldsInvalid | FeaturesInvalid], max_rows: int) -> None:
-    n_rows = len(asked)
-    for one in asked:
-        if (
-            isinstance(one, Asked)
-            and isinstance(one.features, list)
-            and one.features
-            and isinstance(one.features[0], list)
-        ):
-            n_rows += len(one.features) - 1
-    if n_rows > max_rows:
-        raise TooManyRows(n_rows=n_rows, limit=max_rows)
 
 
 # --- the proof --------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def _predict(*, direction_codes: bool) -> flask.Response:
     begun_ns = time.perf_counter_ns()
     serving = current_serving()
     store = serving.store
-    asked = read_predict(flask.request, query_time(flask.request, "as_of"), store.settings.max_rows)
+    asked = read_predict(flask.request, query_time(flask.request, "as_of"))
     prediction = serving.predict(asked, current_waited_ns())
     return json_response(item_from_prediction(prediction, begun_ns, store.now(), direction_codes=direction_codes))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmserver.errors import FeaturesInvalid
-from mmserver.serving.features import MAX_TOLD, RowLayout
+from mmserver.serving.features import MAX_TOLD, RowLayout, ShapedLayout, row_layout
 
 FACTORS = ("rsi", "volume", "spread")
 LARGEST = 3.4028234663852886e38  # float32's largest
@@ -214,3 +214,109 @@ def test_a_table_of_another_shape_or_kind_is_refused(layout: RowLayout, table: A
 
 def test_the_layout_packs_as_the_machine_stores_float32() -> None:
     assert struct.pack("<f", 1.0) == np.float32(1.0).tobytes()
+
+
+# --- models whose rows are not flat -----------------------------------------------------------------------------------
+
+WINDOW = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0], [10.0, 11.0, 12.0]]
+
+
+@pytest.fixture
+def window() -> RowLayout:
+    """Four timesteps of three features; no missing values."""
+    return row_layout(FACTORS, (4, 3), accepts_missing=False)
+
+
+def test_only_a_row_that_is_not_flat_has_a_layout_of_its_own() -> None:
+    assert type(row_layout(FACTORS, (3,), accepts_missing=True)) is RowLayout
+    assert type(row_layout(FACTORS, (1, 3), accepts_missing=True)) is ShapedLayout
+
+
+@pytest.mark.parametrize("how", ["matrix", "flat", "tuples"])
+def test_a_matrix_of_timesteps_is_one_row(window: RowLayout, how: str) -> None:
+    flat = [value for line in WINDOW for value in line]
+    features: Any = {"matrix": WINDOW, "flat": flat, "tuples": tuple(map(tuple, WINDOW))}[how]
+    for row in (window.row(features), window.plain_row(features)):
+        assert row is not None
+        assert (row.shape, row.dtype, row.flags.c_contiguous) == ((1, 12), np.float32, True)
+        assert row.tobytes() == np.array(flat, np.float32).tobytes()
+    assert len(features) in window.lengths
+
+
+def test_a_matrix_of_one_timestep_or_of_one_factor_is_taken() -> None:
+    assert row_layout(FACTORS, (1, 3), accepts_missing=False).row([[1.0, 2.0, 3.0]]).tolist() == [[1, 2, 3]]
+    column = row_layout(("rsi",), (3, 1), accepts_missing=False)
+    for features in ([[1.0], [2.0], [3.0]], [1.0, 2.0, 3.0]):
+        assert column.row(features).tolist() == [[1, 2, 3]]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("features", "locs", "why"),
+    [
+        pytest.param(WINDOW[:3], ["features"], "a matrix of 4 timesteps, each of 3 features, is expected, found 3 timesteps", id="short"),
+        pytest.param([*WINDOW, WINDOW[0]], ["features"], "found 5 timesteps", id="long"),
+        pytest.param([*WINDOW[:3], [1.0, 2.0]], ["features[3]"], "features[3]: 3 numbers are expected, found 2", id="narrow line"),
+        pytest.param([[1.0] * 4] * 4, [f"features[{at}]" for at in range(4)], "4 timesteps do not fit", id="wide lines"),
+        pytest.param([list(line) for line in zip(*WINDOW, strict=True)], ["features"], "found 3 timesteps", id="transposed"),
+        pytest.param([[float(at) for at in range(12)]], ["features"], "found 1 timesteps", id="flat in a list"),
+        pytest.param([WINDOW], ["features"], "found 1 timesteps", id="batch of one"),
+        pytest.param([1.0] * 11, ["features"], "or its 12 numbers in one list are expected, found 11", id="flat short"),
+        pytest.param([1.0] * 4, ["features"], "found 4", id="one number a timestep"),
+        pytest.param([], ["features"], "found 0", id="nothing"),
+        pytest.param([*WINDOW[:3], None], ["features[3]"], "a list of 3 numbers", id="no line"),
+        pytest.param([1.0, *WINDOW[1:]], ["features[0]"], "a list of 3 numbers", id="mixed"),
+        pytest.param(["abc"] * 4, ["features"], "found 4", id="texts"),
+        pytest.param(dict(zip(FACTORS, WINDOW[0], strict=True)), ["features"], "takes no features by name", id="names"),
+        pytest.param({name: [1.0] * 4 for name in FACTORS}, ["features"], "takes no features by name", id="series"),
+        pytest.param({}, ["features"], "takes no features by name", id="no names"),
+    ],
+)  # fmt: skip
+def test_another_shape_is_refused_with_the_one_that_is_expected(
+    window: RowLayout, features: Any, locs: list[str], why: str
+) -> None:
+    error = refusal(window.row, features)
+    assert list(told(error)) == locs
+    assert why in error.values["reason"]
+    assert window.plain_row(features) is None
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, 1e39, "1", [1.0]])
+def test_a_bad_value_of_a_matrix_is_named_by_its_timestep(window: RowLayout, value: Any) -> None:
+    bad = [list(line) for line in WINDOW]
+    bad[3][1] = value
+    error = refusal(window.row, bad)
+    assert list(told(error)) == ["features[3][1]"]
+    assert error.values["reason"].startswith("volume of timestep 3 is")
+    flat = [value for line in bad for value in line]
+    if not isinstance(value, list):
+        assert list(told(refusal(window.row, flat))) == ["features[10]"]
+
+
+def test_a_missing_value_of_a_matrix_is_nan_where_the_model_knows_it() -> None:
+    layout = row_layout(FACTORS, (4, 3), accepts_missing=True)
+    sent: Any = [*WINDOW[:3], [10.0, None, math.nan]]
+    assert np.isnan(layout.row(sent)).tolist() == [[False] * 10 + [True, True]]
+
+
+def test_a_deeper_shape_is_taken_flat_only() -> None:
+    layout = row_layout(("a", "b"), (2, 1, 2), accepts_missing=False)
+    assert layout.row([1.0, 2.0, 3.0, 4.0]).tolist() == [[1, 2, 3, 4]]
+    error = refusal(layout.row, [[[1.0, 2.0]], [[3.0, 4.0]]])
+    assert "2 × 1 × 2 numbers: send its 4 numbers in one flat list" in error.values["reason"]
+    assert "found 3" in refusal(layout.row, [1.0, 2.0, 3.0]).values["reason"]
+
+
+def test_a_large_matrix_full_of_errors_is_not_all_listed() -> None:
+    layout = row_layout([f"f{at}" for at in range(110)], (60, 110), accepts_missing=False)
+    error = refusal(layout.row, [[None] * 110] * 60)
+    assert (len(error.values["errors"]), error.values["reason"][:4]) == (MAX_TOLD, "6600")
+    assert error.values["errors"][0]["loc"] == "features[0][0]"
+    assert len(refusal(layout.row, [[1.0]] * 60).values["errors"]) == MAX_TOLD
+
+
+def test_rows_of_a_table_with_timesteps_are_flat_and_named_by_timestep(window: RowLayout) -> None:
+    table = np.arange(24, dtype=np.float64).reshape(2, 12)
+    assert window.rows(table).tobytes() == table.astype(np.float32).tobytes()
+    table[1, 10] = np.inf
+    assert told(refusal(window.rows, table)) == {"features[1][3][1]": "volume of timestep 3 is not finite in float32"}
+    assert "found the shape [2, 4, 3]" in refusal(window.rows, table.reshape(2, 4, 3)).values["reason"]

@@ -38,7 +38,7 @@ def json(datatype: str, shape: Sequence[int], text: str) -> Any:
 
 
 def rows(*tensors: Tensor, factors: Sequence[str] = FACTORS, accepts_missing: bool = True) -> Any:
-    return rows_from_tensors(tensors, factors, len(factors), accepts_missing=accepts_missing)
+    return rows_from_tensors(tensors, factors, (len(factors),), accepts_missing=accepts_missing)
 
 
 def features(values: Any, dtype: Any = np.float32) -> Tensor:
@@ -281,6 +281,45 @@ def test_infinite_half_precision_is_refused() -> None:
         rows(features([[1, 2, np.inf]], np.float16))
 
 
+# --- models whose rows are not flat -----------------------------------------------------------------------------------
+
+
+def shaped_rows(*tensors: Tensor, shape: tuple[int, ...] = (4, 3), accepts_missing: bool = False) -> Any:
+    return rows_from_tensors(tensors, FACTORS, shape, accepts_missing=accepts_missing)
+
+
+def test_rows_with_timesteps_become_flat_in_the_order_in_which_they_lie() -> None:
+    sent = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
+    found = shaped_rows(features(sent))
+    assert (found.shape, found.flags.c_contiguous) == ((2, 12), True)
+    assert found.tobytes() == sent.tobytes()
+    assert shaped_rows(features(sent, np.int64)).tobytes() == sent.tobytes()
+    assert shaped_rows(features(np.asfortranarray(sent))).tobytes() == sent.tobytes()
+
+
+def test_rows_with_timesteps_are_refused_in_any_other_shape() -> None:
+    for shape in [(4, 3), (2, 12), (2, 3, 4), (2, 4, 3, 1), (24,), (1, 2, 4, 3)]:
+        with pytest.raises(RequestInvalid, match=r"features: the shape is .* takes \[-1,4,3\]"):
+            shaped_rows(features(np.zeros(shape)))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (1, 3)])
+def test_timesteps_cannot_be_sent_factor_by_factor(shape: tuple[int, ...]) -> None:
+    by_factor = [Tensor(name, np.zeros(2, np.float32)) for name in FACTORS]
+    with pytest.raises(RequestInvalid, match="takes 'features' only"):
+        shaped_rows(*by_factor, shape=shape)
+
+
+def test_a_bad_value_is_named_by_its_timestep() -> None:
+    values = np.zeros((2, 4, 3))
+    values[1, 2, 0] = np.nan
+    with pytest.raises(RequestInvalid, match=r"features\[1,2,0\]: is missing"):
+        shaped_rows(features(values))
+    values[0, 3, 2] = 1e39
+    with pytest.raises(RequestInvalid, match=r"features\[0,3,2\]: is infinite"):
+        shaped_rows(features(values, np.float64), accepts_missing=True)
+
+
 def test_too_many_rows_are_refused_before_their_data_are_read() -> None:
     check_row_count([10, 3], 120, 10)
     with pytest.raises(TooManyRows, match="11 rows"):
@@ -305,5 +344,5 @@ def test_an_input_that_is_there_twice_among_many_is_found_at_once() -> None:
     tensors = [Tensor(name, value) for name in [*map(str, range(200_000)), "x", "x"]]
     begun = time.perf_counter()
     with pytest.raises(RequestInvalid, match="x: the input is there twice"):
-        rows_from_tensors(tensors, ["a", "b"], 2, accepts_missing=True)
+        rows_from_tensors(tensors, ["a", "b"], (2,), accepts_missing=True)
     assert time.perf_counter() - begun < 5

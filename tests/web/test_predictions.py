@@ -264,12 +264,18 @@ def test_more_rows_than_one_request_may_have_are_413(
     group_writer(tmp_path / "m", "BTCUSDT_ret_1h", seed=1)
     registering.register_model(web.store, "m", str(tmp_path / "m"), TEST)
     item = {"symbol": "BTCUSDT", "features": ROW}
-    assert post(web, ONE, {"symbol": "BTCUSDT", "features": [ROW] * 5}, 413)["code"] == "too_many_rows"
     assert post(web, ONE + "/batch", {"requests": [item] * 5}, 413)["code"] == "too_many_rows"
     assert post(web, ONE + "/batch", {"requests": [item] * 3 + [1, 2]}, 413)["code"] == "too_many_rows"
-    matrix = {"symbol": "BTCUSDT", "features": [ROW] * 3}
-    assert post(web, ONE + "/batch", {"requests": [item, item, matrix]}, 413)["code"] == "too_many_rows"
     assert len(post(web, ONE + "/batch", {"requests": [item] * 4})["predictions"]) == 4
+
+
+def test_a_matrix_of_several_rows_is_refused_and_sent_to_the_batch(web: Any) -> None:
+    matrix = {"symbol": "BTCUSDT", "features": [ROW] * 5}
+    problem = post(web, ONE, matrix, 422)
+    assert (problem["code"], problem["errors"][0]["loc"]) == ("features_invalid", "features")
+    assert "5 rows, where the model takes one" in problem["detail"]
+    found = post(web, ONE + "/batch", {"requests": [matrix, {"symbol": "BTCUSDT", "features": ROW}]})["predictions"]
+    assert [item.get("error", {}).get("code") for item in found] == ["features_invalid", None]
 
 
 @pytest.mark.parametrize("path", both(ONE))
