@@ -1,5 +1,6 @@
 """What differs between two versions of a model: factors, their statistics, the info file, the trees."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -76,22 +77,31 @@ def diff_versions(store: Store, old: Version, new: Version) -> VersionDiff:
     return VersionDiff(model_name=old.model_name, from_version=old.label, to_version=new.label, groups=tuple(diffs))
 
 
-def _updated(store: Store, before: Group, after: Group) -> GroupDiff:
-    old, new = group_detail(store, before), group_detail(store, after)
-    dims_before = {factor: dim for dim, factor in enumerate(before.factors)}
-    dims_after = {factor: dim for dim, factor in enumerate(after.factors)}
+def factor_changes(
+    before: Sequence[str], after: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[FactorMove, ...]]:
+    """(added, removed, moved) factors of an ordered list against the one before."""
+    dims_before = {factor: dim for dim, factor in enumerate(before)}
+    dims_after = {factor: dim for dim, factor in enumerate(after)}
     moved = tuple(
         FactorMove(factor, dims_before[factor], dim)
         for factor, dim in dims_after.items()
         if dims_before.get(factor, dim) != dim
     )
+    added = tuple(factor for factor in after if factor not in dims_before)
+    return added, tuple(factor for factor in before if factor not in dims_after), moved
+
+
+def _updated(store: Store, before: Group, after: Group) -> GroupDiff:
+    old, new = group_detail(store, before), group_detail(store, after)
+    added, removed, moved = factor_changes(before.factors, after.factors)
     return GroupDiff(
         group_key=after.group_key,
         change="updated",
-        factors_added=tuple(factor for factor in after.factors if factor not in dims_before),
-        factors_removed=tuple(factor for factor in before.factors if factor not in dims_after),
+        factors_added=added,
+        factors_removed=removed,
         factors_moved=moved,
-        order_only=bool(moved) and dims_before.keys() == dims_after.keys(),
+        order_only=bool(moved) and not added and not removed,
         ic_shifts=_ic_shifts(old, new),
         info_changes=_info_changes(old.record.info, new.record.info),
         model_changed=_model_identity(old) != _model_identity(new),

@@ -86,7 +86,7 @@ def stage_groups(connection: Connection, model_id: int, seq: int, contents: Iter
     comes, the next one clears the ties away.
     """
     _require_model(connection, model_id)
-    ids = [_store_group(connection, content) for content in contents]
+    ids = [store_group(connection, content) for content in contents]
     connection.execute(
         insert(MembershipRow),
         [{"model_id": model_id, "group_id": group_id, "first_seq": seq, "last_seq": None} for group_id in ids],
@@ -117,7 +117,7 @@ def publish_version(
     if newest != seq - 1:
         raise ModelChanged(model_name=base.model_name if base else "the model")
     before = {key: group.id for key, group in base.groups.items()} if base else {}
-    ids = {key: _store_group(connection, content) for key, content in contents.items()}
+    ids = {key: store_group(connection, content) for key, content in contents.items()}
     removed_keys = tuple(sorted(key for key in removed if key in before and key not in ids))
     changed = {key: group_id for key, group_id in ids.items() if before.get(key) != group_id}
     if not changed and not removed_keys:
@@ -138,7 +138,7 @@ def publish_version(
             model_id=model_id,
             seq=seq,
             label=label,
-            sha256=_version_sha256(group.sha256 for group in groups.values()),
+            sha256=version_sha256(group.sha256 for group in groups.values()),
             created_at=text_from_datetime(now),
             reason=reason,
             added=_json(published_added),
@@ -180,7 +180,8 @@ def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _version_sha256(group_hashes: Iterable[str]) -> str:
+def version_sha256(group_hashes: Iterable[str]) -> str:
+    """The identity of a version's content: its groups', in any order."""
     return hashlib.sha256("\n".join(sorted(group_hashes)).encode()).hexdigest()
 
 
@@ -232,13 +233,21 @@ def _move_memberships(
         )
 
 
-def _store_group(connection: Connection, content: GroupContent) -> int:
+def store_group(connection: Connection, content: GroupContent) -> int:
+    """Store a group with its files, unless the very same content is stored already.
+
+    Returns:
+        its id
+
+    Raises:
+        ModelChanged: it was stored when it was looked for, and has been let go since.
+    """
     known = stored_group_id(connection, content.sha256)
     if known is not None:
         return known
     group = content.ingested
     if group is None:
-        raise ModelChanged(model_name="the model")  # stored when it was read, and let go with another model since
+        raise ModelChanged(model_name="the model")
     factors = _json(group.factors)
     factors_sha256 = hashlib.sha256(factors.encode()).hexdigest()
     connection.execute(insert_or(FactorListRow).values(sha256=factors_sha256, factors=factors).on_conflict_do_nothing())
