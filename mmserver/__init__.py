@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from mmserver.formats import Probes as Probes
     from mmserver.formats import QuantileTable as QuantileTable
     from mmserver.formats import Scalar as Scalar
+    from mmserver.graphs.model_file import model_file_from_onnx as model_file_from_onnx
+    from mmserver.graphs.model_file import probe_rows as probe_rows
+    from mmserver.graphs.predictor import onnx_predictor as onnx_predictor
+    from mmserver.graphs.tidying import content_from_graph as content_from_graph
+    from mmserver.graphs.tidying import probes_from_outputs as probes_from_outputs
     from mmserver.hookspecs import hookimpl as hookimpl
     from mmserver.inert import decode
     from mmserver.inert import records as records
@@ -69,15 +74,20 @@ _HOMES = {
 """Where each name is at home; after a colon, what it is called there (nothing: the module itself)."""
 
 TOOLS = {
+    "content_from_graph": ("mmserver.graphs.tidying", "content_from_graph"),
     "decode_pickle": ("mmserver.inert.decoding", "decode"),
     "document_from_bytes": ("mmserver.trees.document", "document_from_bytes"),
     "document_from_snapshot": ("mmserver.trees.document", "document_from_snapshot"),
     "model_file_from_document": ("mmserver.trees.model_file", "model_file_from_document"),
+    "model_file_from_onnx": ("mmserver.graphs.model_file", "model_file_from_onnx"),
+    "onnx_predictor": ("mmserver.graphs.predictor", "onnx_predictor"),
+    "probe_rows": ("mmserver.graphs.model_file", "probe_rows"),
+    "probes_from_outputs": ("mmserver.graphs.tidying", "probes_from_outputs"),
     "scikit_learn_attributes": ("mmserver.trees.model_file", "scikit_learn_attributes"),
     "to_jsonable": ("mmserver.inert.jsonable", "to_jsonable"),
     "ubjson_from_model_file": ("mmserver.trees.model_file", "ubjson_from_model_file"),
 }
-"""Functions for parsers, which run in the guarded worker: the server imports a plugin, but not what these are made of."""
+"""Functions that the guarded worker runs, or that run later: the server imports a plugin, but not what these are made of."""
 
 
 def __getattr__(name: str) -> Any:

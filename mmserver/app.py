@@ -27,7 +27,7 @@ from mmserver.storage.database import Database, open_database
 from mmserver.storage.lease import Lease
 from mmserver.storage.schema import check_schema, upgrade_database
 from mmserver.web.blueprints import register_web
-from mmserver.web.current import QUICK_KEY, SERVING_KEY
+from mmserver.web.current import MODEL_READER_KEY, QUICK_KEY, SERVING_KEY
 from mmserver.web.health import Check
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def create_app(
         jobs = Jobs(store, snapshots_dir, lease)
         app = flask.Flask("mmserver.web", static_folder=None)
         register_web(app, store, store.plugins, checks={"jobs": jobs.check, **checks}, siblings=siblings)
+        opened.callback(app.extensions[MODEL_READER_KEY].close)
         jobs.start(partial(_keep_serving_up, app), partial(_follow_siblings, app) if siblings else None)
         opened.callback(jobs.stop)
         app.extensions[RUNTIME_KEY] = Runtime(store, jobs, opened.pop_all())
@@ -98,7 +99,7 @@ class OpenStore:
 
     def __enter__(self) -> Store:
         with ExitStack() as opened:
-            plugins = load_plugins(self._settings.plugins_dir)
+            plugins = load_plugins(self._settings.plugins_dir, self._settings.execution_providers)
             database = self._database(opened)
             opened.callback(database.close)
             is_read_only = self._settings.read_only or self._settings.snapshot is not None

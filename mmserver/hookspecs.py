@@ -35,8 +35,10 @@ def mmserver_converters() -> list[Converter]:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def mmserver_load_predictor(model: ModelFile) -> Predictor | None:
+def mmserver_load_predictor(model: ModelFile, execution_providers: tuple[str, ...]) -> Predictor | None:
     """A predictor for the model, or None when its `kind` is another plugin's.
+
+    `execution_providers` are ONNX Runtime's names of what shall run it, the best first; empty in the worker.
 
     First called in the guarded worker when an artifact is read, to prove that the model loads and predicts; what it
     raises there refuses the artifact.

@@ -8,6 +8,8 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     import flask
 
 ENTRY_POINT_GROUP = "mmserver.plugins"
+PROVIDER_SUFFIX = "ExecutionProvider"
+"""How onnxruntime names `CUDA`: `CUDAExecutionProvider`."""
 Contribution = TypeVar("Contribution")
 log = logging.getLogger(__name__)
 
@@ -51,11 +55,18 @@ class PluginStatus(msgspec.Struct, frozen=True):
 class Plugins:
     """All plugins of one process. Made by `load_plugins`; every call to plugin code goes through here."""
 
-    def __init__(self, manager: pluggy.PluginManager, statuses: dict[str, PluginStatus], identity: str) -> None:
+    def __init__(
+        self,
+        manager: pluggy.PluginManager,
+        statuses: dict[str, PluginStatus],
+        identity: str,
+        execution_providers: tuple[str, ...] = (),
+    ) -> None:
         self.identity = identity
         """Another one as soon as any plugin is: what was refused before may be readable then."""
         self._manager = manager
         self._statuses = statuses
+        self._execution_providers = execution_providers
         self.formats: tuple[ArtifactFormat, ...] = tuple(self._collected("mmserver_formats"))
         self.model_formats: tuple[ModelFormat, ...] = tuple(self._collected("mmserver_model_formats"))
         self.converters: tuple[Converter, ...] = tuple(self._collected("mmserver_converters"))
@@ -88,7 +99,9 @@ class Plugins:
 
     def load_predictor(self, model: ModelFile) -> Predictor | None:
         """The first predictor that a plugin gives; what it raises is left to the caller, who runs in the worker."""
-        predictor: Predictor | None = self._manager.hook.mmserver_load_predictor(model=model)
+        predictor: Predictor | None = self._manager.hook.mmserver_load_predictor(
+            model=model, execution_providers=self._execution_providers
+        )
         return predictor
 
     def load_interpreter(self, model: ModelFile, info: dict[str, Any]) -> Interpreter | None:
@@ -129,12 +142,16 @@ class Plugins:
             return otherwise
 
 
-def load_plugins(plugins_dir: Path | None = None) -> Plugins:
+def load_plugins(plugins_dir: Path | None = None, execution_providers: Iterable[str] = ()) -> Plugins:
     """Every installed plugin, and every `*.py` file in `plugins_dir` that does not begin with an underscore.
+
+    `execution_providers` (`CPU`, `CUDA`, …) are handed on to what loads predictors.
 
     Raises:
         PluginInvalid: a misspelt hook, two claims on one suffix, two plugins of one name, or a directory that is not there.
     """
+    # A plugin may import onnxruntime, which reads at its import whether it may report models and sessions to its makers.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     statuses: dict[str, PluginStatus] = {}
@@ -148,7 +165,8 @@ def load_plugins(plugins_dir: Path | None = None) -> Plugins:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginInvalid(plugin=manager.get_name(error.plugin) or "?", reason=str(error)) from error
-    return Plugins(manager, statuses, identity.hexdigest())
+    providers = tuple(f"{name}{PROVIDER_SUFFIX}" for name in execution_providers)
+    return Plugins(manager, statuses, identity.hexdigest(), providers)
 
 
 def _sources(plugins_dir: Path | None) -> Iterable[tuple[str, str, str, Callable[[], Any]]]:
@@ -192,7 +210,12 @@ def _module_from_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise PluginInvalid(plugin=path.stem, reason="not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # dataclasses, pickles and state dicts find their module by its name
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     return module
 
 

@@ -118,6 +118,16 @@ def one_of(*words: str) -> Kind:
     return Kind(f"one of {', '.join(words)}", parse)
 
 
+def words_of(*words: str) -> Kind:
+    """Some of `words`, in any case; they come out as spelt here."""
+    read = one_of(*words).parse
+
+    def parse(value: object) -> tuple[str, ...]:
+        return tuple(read(name) for name in _names(value))
+
+    return Kind(f"one or more of {', '.join(words)}, separated by commas (in TOML a list)", parse)
+
+
 def _path(value: object) -> Path:
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError

@@ -30,6 +30,7 @@ from mmserver.setting_kinds import (
     size,
     size_text,
     whole,
+    words_of,
 )
 
 PREFIX = "MMSERVER_"
@@ -137,6 +138,14 @@ class Settings:
     )
     sandbox_timeout_s: float = _setting(duration(0.1), 30.0, "How long reading one artifact may take.")
     sandbox_memory_bytes: int = _setting(size(64 * 2**20), 2 * 2**30, "The memory of one guarded process.")
+    conversion_timeout_s: float = _setting(
+        duration(0.1), 300.0, "How long reading and converting one registered model may take."
+    )
+    conversion_memory_bytes: int = _setting(
+        size(64 * 2**20),
+        8 * 2**30,
+        "The memory of one guarded process that does it; heavy libraries reserve more than they use.",
+    )
     require_sandbox: str = _setting(
         one_of("rlimits-only", "partial", "full"),
         "rlimits-only",
@@ -155,6 +164,11 @@ class Settings:
         NUMBERS_BY_NAME, dict, "The same for single models: `name=0.001, other=0`.", default_text="none"
     )
     max_rows: int = _setting(whole(1, 10_000_000), 65536, "Rows that one request may ask predictions for.")
+    execution_providers: tuple[str, ...] = _setting(
+        words_of("CPU", "CUDA", "Tensorrt", "MIGraphX", "OpenVINO", "CoreML", "Dml", "QNN"), (),
+        "What runs ONNX models, the best first, separated by commas: " "`CUDA` and `Tensorrt` need another build of onnxruntime. "
+        "What is not installed is left out, the CPU comes last.", default_text="`CPU`",
+    )  # fmt: skip
     predictor_cache_bytes: int = _setting(
         size(0), 2**30, "Memory for loaded predictors; the least recently used go first."
     )

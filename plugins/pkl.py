@@ -1,4 +1,4 @@
-"""Pickle and joblib files, decoded without running them: `_info.pkl`, `_model.pkl`, and venue quantiles."""
+"""Pickle and joblib files, decoded without running them: `_info.pkl`, `_model.pkl`, venue quantiles, registered XGBoost models."""
 
 import math
 from typing import Any
@@ -10,13 +10,17 @@ from mmserver import (
     ArtifactFormat,
     InfoRecord,
     ModelFile,
+    ModelFormat,
+    ModelSource,
     QuantileTable,
     Undecodable,
     decode_pickle,
+    document_from_bytes,
     document_from_snapshot,
     hookimpl,
     model_file_from_document,
     records,
+    scikit_learn_attributes,
     to_jsonable,
 )
 
@@ -55,6 +59,15 @@ def parse_model(artifact: Artifact) -> ModelFile:
         missing=float(missing) if isinstance(missing, int | float | np.number) else None,
         summary={"estimator": value.global_name.rpartition(".")[2], **_classes(state)},
     )
+
+
+def read_xgboost(source: ModelSource) -> ModelFile:
+    """What XGBoost saved, as JSON or UBJSON, or a pickle of one of its models, told apart by how they begin."""
+    data = source.content
+    if not data.startswith(b"{"):
+        return parse_model(Artifact(name=source.file_name, group_key="", data=data))
+    document = document_from_bytes(data)
+    return model_file_from_document(document, uses_best_iteration=scikit_learn_attributes(document) is not None)
 
 
 def parse_quantiles(artifact: Artifact) -> QuantileTable:
@@ -124,4 +137,14 @@ def mmserver_formats() -> list[ArtifactFormat]:
         ArtifactFormat(name="pkl_info", suffix="_info.pkl", role="info", parse=parse_info),
         ArtifactFormat(name="pkl_model", suffix="_model.pkl", role="model", parse=parse_model),
         ArtifactFormat(name="pkl_quantiles", suffix=".pkl", role="quantiles", parse=parse_quantiles),
+    ]
+
+
+@hookimpl
+def mmserver_model_formats() -> list[ModelFormat]:
+    """XGBoost models of every form; pickles of others have to be named."""
+    return [
+        ModelFormat(
+            name="xgboost", suffixes=(".json", ".ubj", ".pkl", ".pickle"), read=read_xgboost, modules=("xgboost",)
+        )
     ]

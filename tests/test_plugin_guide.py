@@ -92,7 +92,7 @@ def test_the_hooks_table_is_what_hookspecs_says() -> None:
         signature = signature.replace("mmserver.formats.", "").replace("typing.", "")
         signature = signature.replace("|", r"\|")
         rows.append(f"| `{signature}` | {' '.join(str(inspect.getdoc(hook)).split())} |")
-    assert len(rows) == 8
+    assert len(rows) == 9
     start = GUIDE.read_text().index("| hook | what it gives |")
     assert GUIDE.read_text()[start:].split("\n\n")[0].splitlines()[2:] == rows
 
@@ -138,6 +138,18 @@ def test_the_guide_s_interpreter_says_what_two_quantiles_mean(tmp_path: Path) ->
     rows = np.array([[0.5, 2.0], [-2.0, -0.5], [-1.0, 1.0], [0.25, 1.0]], np.float32)
     decisions = interpreter.decide({"prediction": rows}, 0.25)
     assert [decision.direction for decision in decisions] == ["BUY", "SELL", "HOLD", "HOLD"]
+
+
+def test_the_guide_s_model_format_reads_a_model_that_predicts(tmp_path: Path) -> None:
+    (text,) = [text for name, text in blocks("python") if name == "polynomial.py"]
+    (tmp_path / "polynomial.py").write_text(text)
+    plugins = load_plugins(tmp_path)
+    claim = plugins.model_format_for("trend.poly")
+    assert claim is not None
+    model = claim.read(mmserver.ModelSource(file_name="trend.poly", files={"trend.poly": b"1\n0\n2\n"}))
+    predictor = plugins.load_predictor(model)
+    assert predictor is not None
+    assert predictor.predict(np.array([[3.0]], np.float32))["prediction"].tolist() == [[19.0]]
 
 
 # --- the example ------------------------------------------------------------------------------------------------------

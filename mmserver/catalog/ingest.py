@@ -53,11 +53,14 @@ INGEST_QUANTILES = "ingest_quantiles"
 
 _PRELOADED = (
     "lz4.frame",
+    "mmserver.graphs.model_file",
+    "mmserver.graphs.predictor",
     "mmserver.inert.decoding",
     "mmserver.inert.jsonable",
     "mmserver.trees.document",
     "mmserver.trees.model_file",
     "mmserver.trees.proving",
+    "onnxruntime",
     "xgboost",
 )
 ParsedT = TypeVar("ParsedT")
@@ -136,7 +139,7 @@ class IngestOutcome(msgspec.Struct, frozen=True, kw_only=True):
 def handlers(options: dict[str, Any]) -> Mapping[str, Callable[[bytes], bytes]]:
     """The worker's jobs, MessagePack in and out; `options` may name a `plugins_dir`.
 
-    XGBoost and what parsers are made of are imported here once, so that each job, which can open no file, has them in memory.
+    XGBoost, ONNX Runtime and what parsers are made of are imported here once, so that each job, which can open no file, has them in memory.
     """
     for module_name in _PRELOADED:
         importlib.import_module(module_name)

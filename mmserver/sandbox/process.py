@@ -164,6 +164,8 @@ class ZygoteProcess:
 
 def _spawn(control: socket.socket) -> tuple[int, subprocess.Popen[bytes]]:
     environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
+    # Its telemetry would be a second thread at the fork, and nobody's business.
+    environment["ORT_DISABLE_TELEMETRY"] = "1"
     # Interpreters outside the system's directories find their libraries by it.
     if "LD_LIBRARY_PATH" in os.environ:
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]

@@ -1,0 +1,37 @@
+"""Runs a stored ONNX graph."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from mmserver.formats import FloatRows, ModelFile
+from mmserver.graphs.running import STEP, GraphRunner, runs_together_here
+from mmserver.graphs.sessions import open_session
+from mmserver.graphs.signature import Signature
+
+SIZE_FACTOR = 3
+"""Memory of a session, in sizes of its file: the weights, their copy in the order that the kernels want, the buffers."""
+SIZE_OF_A_SESSION_BYTES = 1 << 20
+
+
+class OnnxPredictor:
+    """A session on the caller's thread; rows go through together only where that was proven to change no bit."""
+
+    def __init__(self, model: ModelFile, execution_providers: Sequence[str] = ()) -> None:
+        """Open the stored content; `summary` has what was found out when it was read."""
+        signature = msgspec.convert(model.summary["graph"], Signature)
+        session = open_session(model.content, execution_providers)
+        together = bool(model.summary["runs_together"]) and runs_together_here(session, signature)
+        self._runner = GraphRunner(session, signature, step=STEP if together else 1)
+        self.accepts_missing = bool(model.summary.get("accepts_missing"))
+        self.n_features = model.n_features
+        self.size_bytes = SIZE_OF_A_SESSION_BYTES + SIZE_FACTOR * len(model.content)
+
+    def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
+        """The graph's outputs under their own names, its labels left out."""
+        return self._runner.run(rows)
+
+
+def onnx_predictor(model: ModelFile, execution_providers: Sequence[str] = ()) -> OnnxPredictor:
+    """What runs a model that `model_file_from_onnx` gave."""
+    return OnnxPredictor(model, execution_providers)
