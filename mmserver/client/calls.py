@@ -1,0 +1,149 @@
+"""One call as a value: what is sent, what its answer becomes, and whether it may be sent twice. Nothing here waits."""
+
+import re
+import urllib.parse
+from collections.abc import Callable, Generator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import httpx
+import msgspec
+
+from mmserver.client.errors import AnswerInvalid
+from mmserver.client.options import Retries
+
+T = TypeVar("T")
+Parameter: TypeAlias = "str | int | float | bool | datetime | None"
+_SAFE_SEGMENT = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._~-]+").fullmatch
+
+
+class Upload(msgspec.Struct, frozen=True):
+    """A form with files, read from the disk while they are sent."""
+
+    fields: Mapping[str, str]
+    files: tuple[Path, ...]
+
+
+class Call(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """One request and what becomes of its answer.
+
+    `is_repeatable`: it changes nothing, so it may be sent again when it is unknown what became of it.
+    `also`: statuses besides 2xx that are answers, not errors.
+    `read_s`, `total_s`, `retries`: in place of the client's.
+    """
+
+    method: str
+    path: str
+    decode: Callable[[httpx.Response], T]
+    query: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    content: bytes | None = None
+    upload: Upload | None = None
+    is_repeatable: bool = False
+    also: tuple[int, ...] = ()
+    read_s: float | None = None
+    total_s: float | None = None
+    retries: Retries | None = None
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """Wait; ends at once when the client is closed."""
+
+    seconds: float
+
+
+class Blocking(msgspec.Struct, frozen=True):
+    """Work on the disk: an event loop gives it to a thread."""
+
+    work: Callable[[], Any]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """One value of an iteration."""
+
+    value: Any
+
+
+Step: TypeAlias = Call[Any] | Pause | Blocking | Found
+Flow: TypeAlias = Generator[Step, Any, T]
+"""Several steps that are one call: it is sent what each step gave, and its errors are thrown in."""
+
+
+JSON = (("Content-Type", "application/json"),)
+
+
+def reading(path: str, kind: type[T], **parameters: Parameter) -> Call[T]:
+    """A GET."""
+    return Call(method="GET", path=path, query=query(parameters), decode=json_as(kind), is_repeatable=True)
+
+
+def changing(method: str, path: str, kind: type[T], body: Any = None, **parameters: Parameter) -> Call[T]:
+    """Any call that changes something: never sent twice once it can have arrived."""
+    content = b"" if body is None else msgspec.json.encode(body)
+    headers = () if body is None else JSON
+    decode = json_as(kind)
+    return Call(method=method, path=path, query=query(parameters), headers=headers, content=content, decode=decode)
+
+
+def json_as(kind: type[T]) -> Callable[[httpx.Response], T]:
+    """A decoder of answers that have this type; unknown fields are left out."""
+    decode = _decoders.get(kind)
+    if decode is None:
+        decode = _decoders[kind] = _json_decoder(kind)
+    return decode
+
+
+def nothing(_: httpx.Response) -> None:
+    """For answers without a body."""
+
+
+_decoders: dict[Any, Callable[[httpx.Response], Any]] = {type(None): nothing}
+"""A cache of functions of their keys; there are as many as there are types here."""
+
+
+def _json_decoder(kind: type[T]) -> Callable[[httpx.Response], T]:
+    decode_json = msgspec.json.Decoder(kind).decode
+
+    def decode(answer: httpx.Response) -> T:
+        try:
+            return decode_json(answer.content)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise AnswerInvalid(f"the answer is not what mmserver gives ({error}): {answer.content[:200]!r}") from error
+
+    return decode
+
+
+def path(template: str, *names: str) -> str:
+    """The path with each `{}` filled by a name, quoted whatever is in it.
+
+    Raises:
+        ValueError: a name that would lead elsewhere: empty, or dots alone.
+    """
+    return template.format(*map(_quoted, names))
+
+
+def _quoted(name: str) -> str:
+    if _SAFE_SEGMENT(name):
+        return name
+    if not name.strip("."):
+        raise ValueError(f"{name!r} is no name")
+    return urllib.parse.quote(name, safe="")
+
+
+def query(parameters: Mapping[str, Parameter]) -> str:
+    """The query, without what is None. A trailing `_` of a name is left out: `from_`."""
+    if not parameters:
+        return ""
+    given = [(name.rstrip("_"), _text(value)) for name, value in parameters.items() if value is not None]
+    return urllib.parse.urlencode(given)
+
+
+def _text(value: Parameter) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        return value.isoformat()
+    return str(value)

@@ -1,0 +1,183 @@
+"""The table of calls: each is described once, and is a method of both clients: plain in the one, awaitable in the other."""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+from mmserver.client import downloads, inference, models, predicting, registry
+from mmserver.client.calls import Call, Flow
+from mmserver.client.downloads import Downloading, ModelDownload
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SyncCaller(ABC):
+    """Makes calls in the calling thread."""
+
+    _downloading: Downloading
+
+    @abstractmethod
+    def call(self, call: Call[T]) -> T:
+        """Make one call."""
+
+    @abstractmethod
+    def run(self, flow: Flow[T]) -> T:
+        """Make the calls of a flow."""
+
+    @abstractmethod
+    def iterate(self, flow: Flow[None]) -> Iterator[Any]:
+        """What a flow finds, as it is found."""
+
+
+class AsyncCaller(ABC):
+    """Makes calls in the event loop."""
+
+    _downloading: Downloading
+
+    @abstractmethod
+    async def call(self, call: Call[T]) -> T:
+        """Make one call."""
+
+    @abstractmethod
+    async def run(self, flow: Flow[T]) -> T:
+        """Make the calls of a flow."""
+
+    @abstractmethod
+    def iterate(self, flow: Flow[None]) -> AsyncIterator[Any]:
+        """What a flow finds, as it is found."""
+
+
+class OneCall(Generic[P, T]):
+    """A method that is one call."""
+
+    def __init__(self, build: Callable[P, Call[T]]) -> None:
+        self._build = build
+        functools.update_wrapper(self, build)  # type: ignore[arg-type]  # help() and signature() see the described call
+
+    @overload
+    def __get__(self, caller: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, caller: SyncCaller, owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, caller: AsyncCaller, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, caller: Any, owner: type) -> Any:
+        if caller is None:
+            return self
+        build, call = self._build, caller.call
+
+        def method(*args: P.args, **keywords: P.kwargs) -> Any:
+            return call(build(*args, **keywords))
+
+        return method
+
+
+class SeveralCalls(Generic[P, T]):
+    """A method that is a flow of calls."""
+
+    def __init__(self, build: Callable[P, Flow[T]]) -> None:
+        self._build = build
+        functools.update_wrapper(self, build)  # type: ignore[arg-type]
+
+    @overload
+    def __get__(self, caller: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, caller: SyncCaller, owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, caller: AsyncCaller, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, caller: Any, owner: type) -> Any:
+        return self if caller is None else lambda *args, **keywords: caller.run(self._build(*args, **keywords))
+
+
+class Download(Generic[P]):
+    """A method that is a flow of calls around the client's cache."""
+
+    def __init__(self, build: Callable[Concatenate[Downloading, P], Flow[ModelDownload]]) -> None:
+        self._build = build
+        functools.update_wrapper(self, build)  # type: ignore[arg-type]
+
+    @overload
+    def __get__(self, caller: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, caller: SyncCaller, owner: type) -> Callable[P, ModelDownload]: ...
+    @overload
+    def __get__(self, caller: AsyncCaller, owner: type) -> Callable[P, Coroutine[Any, Any, ModelDownload]]: ...
+    def __get__(self, caller: Any, owner: type) -> Any:
+        if caller is None:
+            return self
+        return lambda *args, **keywords: caller.run(self._build(caller._downloading, *args, **keywords))
+
+
+class Watch(Generic[P]):
+    """A method that gives a model again and again."""
+
+    def __init__(self, build: Callable[Concatenate[Downloading, P], Flow[None]]) -> None:
+        self._build = build
+        functools.update_wrapper(self, build)  # type: ignore[arg-type]
+
+    @overload
+    def __get__(self, caller: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, caller: SyncCaller, owner: type) -> Callable[P, Iterator[ModelDownload]]: ...
+    @overload
+    def __get__(self, caller: AsyncCaller, owner: type) -> Callable[P, AsyncIterator[ModelDownload]]: ...
+    def __get__(self, caller: Any, owner: type) -> Any:
+        if caller is None:
+            return self
+        return lambda *args, **keywords: caller.iterate(self._build(caller._downloading, *args, **keywords))
+
+
+class Calls:
+    """Every call of the API."""
+
+    predict = OneCall(predicting.predict)
+    batch_predict = OneCall(predicting.batch_predict)
+
+    infer = OneCall(inference.infer)
+    get_metadata = OneCall(inference.get_metadata)
+    is_model_ready = OneCall(inference.is_model_ready)
+    load_model = OneCall(inference.load_model)
+    unload_model = OneCall(inference.unload_model)
+
+    health_check = OneCall(models.health_check)
+    list_models = OneCall(models.list_models)
+    reload_model = OneCall(models.reload_model)
+    openapi = OneCall(models.openapi)
+
+    list_catalog = OneCall(models.list_catalog)
+    get_model = OneCall(models.get_model)
+    add_model = OneCall(models.add_model)
+    remove_model = OneCall(models.remove_model)
+    refresh_model = OneCall(models.refresh_model)
+    rollback_model = OneCall(models.rollback_model)
+    list_versions = OneCall(models.list_versions)
+    diff_versions = OneCall(models.diff_versions)
+    list_symbols = OneCall(models.list_symbols)
+    list_factors = OneCall(models.list_factors)
+    get_symbol = OneCall(models.get_symbol)
+    download_model = Download(downloads.download_model)
+    watch = Watch(downloads.watch)
+
+    list_venues = OneCall(models.list_venues)
+    get_quantiles = OneCall(models.get_quantiles)
+    get_symbol_quantiles = OneCall(models.get_symbol_quantiles)
+    set_quantiles = OneCall(models.set_quantiles)
+
+    register_version = SeveralCalls(registry.register_version)
+    register_path = OneCall(registry.register_path)
+    list_registered = OneCall(registry.list_registered)
+    get_registered = OneCall(registry.get_registered)
+    get_version = OneCall(registry.get_version)
+    compare_versions = OneCall(registry.compare_versions)
+    set_stage = OneCall(registry.set_stage)
+    promote_version = OneCall(registry.promote_version)
+    retire_version = OneCall(registry.retire_version)
+    rollback_promotion = OneCall(registry.rollback_promotion)
+    delete_version = OneCall(registry.delete_version)
+    update_metrics = OneCall(registry.update_metrics)
+    annotate_version = OneCall(registry.annotate_version)
+
+    create_ab_test = OneCall(registry.create_ab_test)
+    get_ab_test_analysis = OneCall(registry.get_ab_test_analysis)
+    stop_ab_test = OneCall(registry.stop_ab_test)

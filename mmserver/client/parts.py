@@ -1,0 +1,82 @@
+"""What both clients are made of besides their way of waiting."""
+
+import ssl
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import httpx
+
+from mmserver.client.availability import Availability
+from mmserver.client.downloads import Downloading
+from mmserver.client.errors import ClientError
+from mmserver.client.options import Address, Retries, Timeouts
+from mmserver.client.payload_cache import PayloadCache
+from mmserver.client.requests import Requests
+
+HEALTH_INTERVAL_S = 30.0
+HEALTH_TIMEOUT_S = 2.0
+N_CONNECTIONS = 32
+KEEP_ALIVE_S = 30.0
+"""Below what servers and proxies allow an idle connection, so that it is this side that ends it."""
+
+
+class ClientParts(ABC):
+    """Where to, how, and what is known of the server.
+
+    `url` and `api_key` are `MMSERVER_URL` and `MMSERVER_API_KEY` where they are not given. `verify`: for https, False trusts anybody.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeouts: Timeouts | None = None,
+        retries: Retries | None = None,
+        cache_dir: str | Path | None = None,
+        health_interval_s: float = HEALTH_INTERVAL_S,
+        health_timeout_s: float = HEALTH_TIMEOUT_S,
+        verify: ssl.SSLContext | bool = True,
+    ) -> None:
+        if not (health_interval_s > 0 and health_timeout_s > 0):
+            raise ValueError("health_interval_s and health_timeout_s must be positive numbers of seconds")
+        self._requests = Requests(Address.given(url, api_key), timeouts or Timeouts(), retries or Retries())
+        self._availability = Availability()
+        self._health_interval_s = health_interval_s
+        self._health_timeout_s = health_timeout_s
+        self._is_watching_health = False
+        cache = None if cache_dir is None else PayloadCache(Path(cache_dir).expanduser())
+        self._downloading = Downloading(self.url, cache, lambda: self._is_watching_health and not self.available)
+        self._ssl_context: ssl.SSLContext | None = _ssl_context(verify) if self._requests.address.is_encrypted else None
+
+        self._open()
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Make what a client of this kind waits with; nothing is connected yet."""
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._requests.address.url
+
+    @property
+    def available(self) -> bool:
+        """Whether the server answered the last health check, and nobody has met it away since. False before `initialize`."""
+        return self._availability.is_available
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the health of the server is being watched."""
+        return self._is_watching_health
+
+    def note_away(self, error: ClientError) -> None:
+        """Take the server for away until a health check succeeds, for this error of a call."""
+        self._availability.note_away(error)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+
+def _ssl_context(verify: ssl.SSLContext | bool) -> ssl.SSLContext:
+    return verify if isinstance(verify, ssl.SSLContext) else httpx.create_ssl_context(verify=verify)
