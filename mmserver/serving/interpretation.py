@@ -6,22 +6,21 @@ outputs; guessing would be an order in the wrong direction.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import msgspec
+import numpy as np
 
 from mmserver.errors import NotInterpretable, PredictionFailed
 from mmserver.formats import Decision, Direction, FloatRows, Interpreter, ModelFile
 from mmserver.plugin_loading import Plugins
+from mmserver.serving.output_meanings import PREDICTION, meanings_of_outputs
 from mmserver.serving.training_facts import ClassesUnclear, class_directions, residual_spread
 
 __all__ = ["DIRECTION_CODES", "Decision", "Direction", "Interpreter", "decide", "load_interpreter"]
 
 DIRECTION_CODES: Mapping[str, int] = {"HOLD": 0, "BUY": 1, "SELL": 2}
-EXPECTED_RETURN = "expected_return"
-PROBABILITIES = "probabilities"
-PREDICTION = "prediction"
 MARGIN = "margin"
 XGBOOST = "xgboost"
 
@@ -40,11 +39,11 @@ _NO_RETURN = {
     "rank:ndcg": "a rank score, whose zero means nothing",
     "rank:map": "a rank score, whose zero means nothing",
 }
-_NOT_A_RETURN_WORDS = ("binary", "class", "count", "gamma", "label", "logistic", "multi", "poisson", "quantile", "rank",
-                       "softmax", "softprob", "survival", "tweedie")  # fmt: skip
+_ASK_INFO = '; its info can say "output": "logits", "probabilities" or "return"'
 _ASK_PLUGIN = "; a plugin's mmserver_load_interpreter can say what it means"
 _SQRT2 = math.sqrt(2.0)
 _ROUNDING = 1e-5  # how far above 1 float32 arithmetic takes a probability
+_SUM_ROUNDING = 1e-3  # how far from 1 half precision and quantised weights take the sum of some
 log = logging.getLogger(__name__)
 
 
@@ -113,23 +112,29 @@ class TwoLabelInterpreter:
 
 
 class ClassesInterpreter:
-    """One probability a class, and in some models an expected return beside them."""
+    """One number a class, and in some models an expected return beside them.
+
+    Only what is known for probabilities, or for their margins, makes a confidence; otherwise the numbers say nothing but which class
+    is the likeliest.
+    """
 
     def __init__(
         self,
         directions: Sequence[Direction],
         output: str,
         *,
-        is_margin: bool = False,
+        is_margin: bool | None = False,
         expected_return: str | None = None,
     ) -> None:
         self._directions = tuple(directions)
         self._output = output
-        self._is_margin = is_margin
+        self._is_margin = bool(is_margin)
+        self._is_known = is_margin is not None
         self._expected_return = expected_return
         self._hold = self._directions.index("HOLD") if "HOLD" in self._directions else None
         self.direction_from = f"the likeliest class ({_named(directions)})"
-        self.confidence_from = "the class probability, of the margins" if is_margin else "the class probability"
+        said = "the class probability, of the margins" if is_margin else "the class probability"
+        self.confidence_from = said if self._is_known else None
 
     def decide(self, outputs: Mapping[str, FloatRows], dead_band: float) -> list[Decision]:
         """A draw between the likeliest classes is HOLD, with what the model gives that."""
@@ -144,9 +149,9 @@ class ClassesInterpreter:
         probabilities = _softmax(row) if self._is_margin else row
         best = max(probabilities)
         if probabilities.count(best) > 1:
-            given = None if self._hold is None else _probability(probabilities[self._hold])
+            given = _probability(probabilities[self._hold]) if self._hold is not None and self._is_known else None
             return Decision("HOLD", given, given, expected_return)
-        given = _probability(best)
+        given = _probability(best) if self._is_known else None
         return Decision(self._directions[probabilities.index(best)], given, given, expected_return)
 
 
@@ -212,12 +217,17 @@ def decide(
 
 
 def load_interpreter(
-    model: ModelFile, info: dict[str, Any], widths: Mapping[str, int], plugins: Plugins
+    model: ModelFile,
+    info: dict[str, Any],
+    widths: Mapping[str, int],
+    plugins: Plugins,
+    sample: Callable[[], Mapping[str, FloatRows]] | None = None,
 ) -> Interpreter:
     """What the model's outputs mean: as a plugin says, else as its objective and its outputs' names say.
 
-    `model` has its content, `info` is what the info file has, `widths` is how many numbers a row each output has. A plugin that
-    fails here leaves the model without an interpreter: another's meaning might be the opposite.
+    `model` has its content, `info` is what the info file has, `widths` is how many numbers a row each output has, `sample` gives the
+    outputs for some rows, where only these tell probabilities from other numbers. A plugin that fails here leaves the model
+    without an interpreter: another's meaning might be the opposite.
     """
     try:
         given = plugins.load_interpreter(msgspec.structs.replace(model, probes=None), info)
@@ -229,7 +239,7 @@ def load_interpreter(
     try:
         if model.kind == XGBOOST:
             return _of_xgboost(model, info, widths)
-        return _of_outputs(model, info, widths)
+        return _of_outputs(model, info, widths, sample)
     except ClassesUnclear as error:
         return NoInterpreter(f"{error}{_ASK_PLUGIN}")
 
@@ -256,23 +266,41 @@ def _of_xgboost(model: ModelFile, info: dict[str, Any], widths: Mapping[str, int
     return NoInterpreter(f"its objective is {objective}, which predicts {what}{_ASK_PLUGIN}")
 
 
-def _of_outputs(model: ModelFile, info: dict[str, Any], widths: Mapping[str, int]) -> Interpreter:
-    """By the names of the outputs, which whoever made the model chose for what they are."""
-    returns = EXPECTED_RETURN if widths.get(EXPECTED_RETURN) == 1 else None
-    if PROBABILITIES in widths:
-        classes = model.summary.get("classes")
-        if widths[PROBABILITIES] > 1:
-            directions = class_directions(widths[PROBABILITIES], info, classes)
-            return ClassesInterpreter(directions, PROBABILITIES, expected_return=returns)
-        if returns is None:
-            return TwoClassInterpreter(class_directions(2, info, classes), PROBABILITIES)
-    elif returns is not None:
+def _of_outputs(
+    model: ModelFile,
+    info: dict[str, Any],
+    widths: Mapping[str, int],
+    sample: Callable[[], Mapping[str, FloatRows]] | None,
+) -> Interpreter:
+    """By the names of the outputs, which whoever made the model chose for what they are, and by what is said of the model."""
+    classes = model.summary.get("classes")
+    found, returns = meanings_of_outputs(model.objective, info, classes, widths)
+    if found is not None and widths[found.name] > 1:
+        is_margin = found.is_logit
+        if is_margin is None and sample is not None and _are_probabilities(found.name, sample):
+            is_margin = False
+        directions = class_directions(widths[found.name], info, classes)
+        return ClassesInterpreter(directions, found.name, is_margin=is_margin, expected_return=returns)
+    if found is not None:
+        return TwoClassInterpreter(class_directions(2, info, classes), found.name, is_logit=bool(found.is_logit))
+    if returns is not None:
         return ReturnInterpreter(returns, residual_spread(info))
-    elif widths.get(PREDICTION) == 1 and not any(word in model.objective.lower() for word in _NOT_A_RETURN_WORDS):
-        return ReturnInterpreter(PREDICTION, residual_spread(info))
     shown = ", ".join(f"{name} ({width})" for name, width in list(widths.items())[:10])
     objective = f" of objective {model.objective}" if model.objective else ""
-    return NoInterpreter(f"nothing says what the outputs {shown}{objective} mean{_ASK_PLUGIN}")
+    return NoInterpreter(f"nothing says what the outputs {shown}{objective} mean{_ASK_INFO}{_ASK_PLUGIN}")
+
+
+def _are_probabilities(name: str, sample: Callable[[], Mapping[str, FloatRows]]) -> bool:
+    """Whether each row of a sample sums to 1, as no other numbers do; rows of nothing but 0 and 1 are labels."""
+    try:
+        rows = np.asarray(sample()[name], np.float64)
+    except Exception as error:  # noqa: BLE001 (a plugin's; rows that nobody sent may be nothing to it)
+        log.info("no sample of what %s holds: %s", name, error)
+        return False
+    in_range = bool(((rows >= 0.0) & (rows <= 1.0 + _ROUNDING)).all())
+    return (
+        in_range and bool((np.abs(rows.sum(axis=1) - 1.0) <= _SUM_ROUNDING).all()) and not np.isin(rows, (0, 1)).all()
+    )
 
 
 class _QuantileLoss(msgspec.Struct):

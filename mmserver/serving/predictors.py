@@ -37,6 +37,7 @@ FAILURE_LASTS_S = 60.0
 _OVERHEAD_BYTES = 20_000  # of what stands around an engine: factor names, an interpreter, the objects themselves
 _BYTES_A_FACTOR = 200
 _N_TIMED = 3
+_N_SAMPLED = 16
 log = logging.getLogger(__name__)
 
 
@@ -293,7 +294,9 @@ class Predictors:
             size_bytes=engine.size_bytes + _OVERHEAD_BYTES + _BYTES_A_FACTOR * len(group.factors),
             row_cost_ns=row_cost_ns,
             layout=layout,
-            interpreter=load_interpreter(model, record.info, widths, self._store.plugins),
+            interpreter=load_interpreter(
+                model, record.info, widths, self._store.plugins, sample=lambda: _sampled(engine)
+            ),
             record=msgspec.structs.replace(record, ic_table=[], dim_factors=[]),
             outputs=widths,
         )
@@ -346,6 +349,12 @@ def _tried(engine: Engine) -> tuple[int, dict[str, int]]:
     widths = {name: int(values.shape[1]) for name, values in outputs.items()}
     best_ns = min(_timed_ns(engine, row) for _ in range(_N_TIMED))
     return best_ns, widths
+
+
+def _sampled(engine: Engine) -> Mapping[str, FloatRows]:
+    """What it gives for some rows that are all different."""
+    rows = np.random.default_rng(0).standard_normal((_N_SAMPLED, engine.n_features), np.float32)
+    return checked_outputs(engine.predict(rows), _N_SAMPLED, "")
 
 
 def _timed_ns(engine: Engine, row: FloatRows) -> int:

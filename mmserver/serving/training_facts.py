@@ -27,6 +27,7 @@ _DIRECTION_BY_NAME: Mapping[str, Direction] = {
     **dict.fromkeys(("hold", "neutral", "flat", "none", "unchanged", "stay", "zero", "no_trade", "notrade"), "HOLD"),
 }
 _DIRECTION_BY_SIGN: Mapping[float, Direction] = {-1.0: "SELL", 0.0: "HOLD", 1.0: "BUY"}
+_DIRECTION_BY_CODE: Mapping[float, Direction] = {0: "HOLD", 1: "BUY", 2: "SELL"}
 _DEFAULTS: Mapping[int, tuple[Direction, ...]] = {2: ("SELL", "BUY"), 3: ("HOLD", "BUY", "SELL")}
 
 
@@ -67,6 +68,21 @@ def class_directions(n_classes: int, info: Mapping[str, Any], of_classifier: obj
         sources = " and ".join(source for source, _ in said)
         raise ClassesUnclear(f"{sources} name the classes differently")
     return read[0] if read else _DEFAULTS[n_classes]
+
+
+def has_class_names(info: Mapping[str, Any], n_classes: int) -> bool:
+    """Whether the info file names that many classes."""
+    return any(_class_names(key, value, n_classes) is not None for key, value in _entries(info))
+
+
+def stated_texts(info: Mapping[str, Any], keys: frozenset[str]) -> list[str]:
+    """What stands under one of the keys, itself or in a mapping: texts in the form of a key, whole numbers as text."""
+    found = [value for key, value in _entries(info) if key.rpartition(".")[2] in keys]
+    return [
+        _key(value) if isinstance(value, str) else str(value)
+        for value in found
+        if isinstance(value, str) or type(value) is int
+    ]
 
 
 def _held_out_number(info: Mapping[str, Any], names: frozenset[str], fits: Any) -> tuple[str, float] | None:
@@ -174,7 +190,8 @@ def _directions(source: str, names: list[Any]) -> tuple[Direction, ...]:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         if values == list(range(len(values))) and len(values) in _DEFAULTS:
             return _DEFAULTS[len(values)]
-        found = [_DIRECTION_BY_SIGN.get(value) for value in values]
+        by_number = _DIRECTION_BY_CODE if sorted(values) == [0, 1, 2] else _DIRECTION_BY_SIGN
+        found = [by_number.get(value) for value in values]
     else:
         found = [_DIRECTION_BY_NAME.get(_key(value)) for value in values]
     directions = tuple(direction for direction in found if direction is not None)

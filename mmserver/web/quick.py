@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from mmserver.catalog.history import LATEST, PRODUCTION
-from mmserver.catalog.symbols import comparable_symbol
+from mmserver.catalog.symbols import ALL_SYMBOLS, comparable_symbol
 from mmserver.errors import MmserverError
 from mmserver.serving.interpretation import NoInterpreter
 from mmserver.serving.predictions import Resolved, Serving
@@ -126,7 +126,7 @@ class QuickRoutes:
         most_ns = math.inf if request.may_take_long else MAX_ROW_COST_NS
         if resolved is None or loaded is None or loaded.row_cost_ns > most_ns:
             return None
-        if isinstance(loaded.interpreter, NoInterpreter) or len(asked.features) not in (1, loaded.layout.width):
+        if isinstance(loaded.interpreter, NoInterpreter) or len(asked.features) not in loaded.layout.lengths:
             return None  # it is refused anyway, and would be counted twice; to say all that is wrong may take long
         try:
             row = loaded.layout.row(asked.features)  # type: ignore[arg-type]  # of one shape: `has_plain_features` said so
@@ -163,6 +163,13 @@ class QuickRoutes:
         if known is not None or model_name is None or version not in _CURRENT:
             return known
         model = self._serving.store.catalog.models.get(model_name)
-        if model is None or len(model.serving.group_keys_by_symbol.get(comparable_symbol(symbol), ())) != 1:
+        if model is None:
             return None
-        return self._serving.resolve(symbol, model_name, version)
+        keys_by_symbol = model.serving.group_keys_by_symbol
+        keys = keys_by_symbol.get(comparable_symbol(symbol)) or keys_by_symbol.get(ALL_SYMBOLS, ())
+        if len(keys) != 1:
+            return None
+        try:
+            return self._serving.resolve(symbol, model_name, version)
+        except MmserverError:  # nothing is in production, or all was retired
+            return None

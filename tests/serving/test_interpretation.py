@@ -36,9 +36,13 @@ def tables(outputs: Mapping[str, list[float]]) -> dict[str, Any]:
 
 
 def interpreter_for(
-    described: ModelFile, outputs: Mapping[str, list[float]], plugins: Plugins, info: dict[str, Any] | None = None
+    described: ModelFile,
+    outputs: Mapping[str, list[float]],
+    plugins: Plugins,
+    info: dict[str, Any] | None = None,
+    sample: Any = None,
 ) -> Interpreter:
-    return load_interpreter(described, info or {}, {name: len(row) for name, row in outputs.items()}, plugins)
+    return load_interpreter(described, info or {}, {name: len(row) for name, row in outputs.items()}, plugins, sample)
 
 
 @pytest.fixture
@@ -51,8 +55,9 @@ def decided(desk_plugins: Plugins, switches: dict[str, Any]) -> Any:
         *,
         info: dict[str, Any] | None = None,
         dead_band: float = 0.0,
+        sample: Any = None,
     ) -> Decision:
-        interpreter = interpreter_for(described, outputs, desk_plugins, info)
+        interpreter = interpreter_for(described, outputs, desk_plugins, info, sample)
         (decision,) = decide(interpreter, "BTC_ret_1h", tables(outputs), dead_band)
         return decision
 
@@ -346,6 +351,202 @@ def test_one_number_of_a_regressor_is_a_return(decided: Any, outputs: dict[str, 
 def test_outputs_that_say_nothing_are_refused(decided: Any, objective: str, outputs: dict[str, list[float]]) -> None:
     with pytest.raises(NotInterpretable, match="nothing says"):
         decided(model(objective, kind="net"), outputs)
+
+
+ROW = [1.0, 3.0, -2.0]
+SOFTMAX = [float(np.exp(x) / np.exp(ROW).sum()) for x in ROW]
+
+
+@pytest.mark.parametrize(
+    "name", ["probabilities", "output_probability", "class_probabilities", "dense/Softmax:0", "proba"]
+)
+def test_an_output_named_for_probabilities_is_taken_at_its_word(decided: Any, name: str) -> None:
+    outputs = {"output_label": [1.0], name: [0.25, 0.625, 0.125]}
+    assert decided(model("", kind="onnx"), outputs) == Decision("BUY", 0.625, 0.625, None)
+
+
+@pytest.mark.parametrize("name", ["logits", "class_logits", "log_probs", "LogSoftmax", "log_softmax", "logprobs"])
+def test_softmax_makes_probabilities_of_an_output_named_for_logits(decided: Any, name: str) -> None:
+    found = decided(model("", kind="onnx"), {name: ROW})
+    assert (found.direction, found.expected_return) == ("BUY", None)
+    assert found.confidence == found.probability == pytest.approx(SOFTMAX[1], abs=1e-7)
+
+
+def test_logarithms_of_probabilities_give_the_probabilities_back(decided: Any) -> None:
+    found = decided(model("", kind="onnx"), {"log_probs": np.log([0.2, 0.1, 0.7]).tolist()})
+    assert (found.direction, found.confidence) == ("SELL", pytest.approx(0.7, abs=1e-6))
+
+
+@pytest.mark.parametrize("info", [{"output": "logits"}, {"Output Type": "Logits"}, {"model": {"output": "logit"}}])
+def test_the_info_says_that_an_output_of_any_name_holds_logits(decided: Any, info: dict[str, Any]) -> None:
+    found = decided(model("", kind="onnx"), {"dense_2": ROW}, info=info)
+    assert (found.direction, found.confidence) == ("BUY", pytest.approx(SOFTMAX[1], abs=1e-7))
+
+
+def test_the_info_says_that_an_output_of_any_name_holds_probabilities(decided: Any) -> None:
+    outputs = {"dense_2": [0.25, 0.125, 0.625]}
+    assert decided(model("", kind="onnx"), outputs, info={"output": "probabilities"}).direction == "SELL"
+    with pytest.raises(PredictionFailed, match="named a probability"):
+        decided(model("", kind="onnx"), {"dense_2": ROW}, info={"output": "probabilities"})
+
+
+@pytest.mark.parametrize(
+    ("info", "outputs", "why"),
+    [
+        ({"output": "logits"}, {"probabilities": [0.2, 0.3, 0.5]}, "its info says that it gives logits"),
+        ({"output": "probabilities"}, {"logits": ROW}, "its info says that it gives probabilities"),
+        ({"output": "logits", "params": {"output": "probabilities"}}, {"x": ROW}, "logits and probabilities"),
+        ({"output": "logits"}, {"first": ROW, "second": ROW}, "nothing says"),
+        ({}, {"first_logits": ROW, "second_logits": ROW}, "nothing says"),
+        ({"output": "logits"}, {"dense": [1.0, 2.0, 3.0, 4.0]}, "4 classes"),
+    ],
+)
+def test_outputs_that_are_said_to_be_two_things_are_refused(
+    decided: Any, info: dict[str, Any], outputs: dict[str, list[float]], why: str
+) -> None:
+    with pytest.raises(NotInterpretable, match=why):
+        decided(model("", kind="onnx"), outputs, info=info)
+
+
+def test_of_logits_and_probabilities_those_are_used_that_need_no_arithmetic(decided: Any) -> None:
+    outputs = {"logits": ROW, "probabilities": [0.2, 0.3, 0.5]}
+    assert decided(model("", kind="onnx"), outputs) == Decision("SELL", 0.5, 0.5, None)
+    assert decided(model("", kind="onnx"), outputs, info={"output": "logits"}).direction == "BUY"
+
+
+@pytest.mark.parametrize(
+    ("classes", "directions"),
+    [
+        (["SELL", "HOLD", "BUY"], ["SELL", "HOLD", "BUY"]),
+        (["down", "flat", "up"], ["SELL", "HOLD", "BUY"]),
+        ([0, 1, 2], ["HOLD", "BUY", "SELL"]),
+        ([2, 0, 1], ["SELL", "HOLD", "BUY"]),
+        (["1", "0", "2"], ["BUY", "HOLD", "SELL"]),
+        ([-1, 0, 1], ["SELL", "HOLD", "BUY"]),
+        ({"BUY": 2, "SELL": 0, "HOLD": 1}, ["SELL", "HOLD", "BUY"]),
+    ],
+)
+def test_the_classes_of_any_output_mean_what_the_info_calls_them(
+    decided: Any, classes: Any, directions: list[str]
+) -> None:
+    for output in ("logits", "dense_2"):
+        rows = [[9.0 * (at == best) for at in range(3)] for best in range(3)]
+        info = {"classes": classes}
+        assert [decided(model("", kind="onnx"), {output: row}, info=info).direction for row in rows] == directions
+
+
+CLASSIFIERS = [
+    pytest.param("multiclass", {}, id="objective"),
+    pytest.param("", {"task": "classification"}, id="task"),
+    pytest.param("", {"training": {"loss": "CrossEntropyLoss"}}, id="loss"),
+    pytest.param("", {"n_classes": 3}, id="number of classes"),
+    pytest.param("", {"class_names": ["HOLD", "BUY", "SELL"]}, id="names"),
+]
+
+
+@pytest.mark.parametrize(("objective", "info"), CLASSIFIERS)
+def test_numbers_of_a_classifier_that_nothing_calls_probabilities_have_a_direction_and_no_confidence(
+    decided: Any, objective: str, info: dict[str, Any]
+) -> None:
+    described = model(objective, kind="onnx")
+    for row in (ROW, [0.0, 1.0, 0.0], [-5.0, -1.0, -3.0], [0.2, 0.7, 0.1]):
+        assert decided(described, {"dense_2": row}, info=info) == Decision("BUY", None, None, None)
+    assert decided(described, {"dense_2": [2.0, 1.0, 2.0]}, info=info) == Decision("HOLD", None, None, None)
+
+
+@pytest.mark.parametrize(("objective", "info"), CLASSIFIERS)
+def test_rows_of_a_sample_that_all_sum_to_1_are_probabilities(
+    decided: Any, objective: str, info: dict[str, Any]
+) -> None:
+    rng = np.random.default_rng(1)
+    sample = {"dense_2": rng.dirichlet((1, 1, 1), 16).astype(np.float32)}
+    found = decided(model(objective, kind="onnx"), {"dense_2": [0.25, 0.625, 0.125]}, info=info, sample=lambda: sample)
+    assert found == Decision("BUY", 0.625, 0.625, None)
+
+
+def _not_all_sum_to_1() -> Any:
+    return np.array([[0.2, 0.3, 0.5], [0.2, 0.3, 0.6]], np.float32)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(_not_all_sum_to_1(), id="another sum"),
+        pytest.param(np.array([[0.2, 0.3, 0.5], [-1.0, 0.5, 1.5]], np.float32), id="out of range"),
+        pytest.param(np.eye(3, dtype=np.float32), id="labels"),
+        pytest.param(np.full((2, 3), np.nan, np.float32), id="not finite"),
+        pytest.param(None, id="no sample"),
+    ],
+)
+def test_rows_of_a_sample_that_are_no_probabilities_give_no_confidence(decided: Any, rows: Any) -> None:
+    def sample() -> Any:
+        if rows is None:
+            raise ValueError("no such rows")
+        return {"dense_2": rows}
+
+    found = decided(model("multiclass", kind="onnx"), {"dense_2": [0.25, 0.625, 0.125]}, sample=sample)
+    assert found == Decision("BUY", None, None, None)
+
+
+def test_three_numbers_of_which_nothing_says_that_they_are_classes_are_refused(decided: Any) -> None:
+    with pytest.raises(NotInterpretable, match="its info can say"):
+        decided(model("", kind="onnx"), {"output": ROW})
+    with pytest.raises(NotInterpretable, match="nothing says"):
+        decided(model("", kind="onnx"), {"output": ROW}, info={"task": "regression"})
+
+
+@pytest.mark.parametrize(
+    ("objective", "name", "info"),
+    [
+        pytest.param("", "predicted_return", {}, id="name"),
+        pytest.param("", "output", {"output": "return"}, id="output"),
+        pytest.param("regression", "output", {}, id="objective"),
+        pytest.param("", "output", {"loss": "MSELoss", "task": "regression"}, id="task"),
+        pytest.param("", "output", {"training": {"loss": "mse"}}, id="loss"),
+        pytest.param("", "variable", {}, id="sklearn"),
+        pytest.param("RMSE", "predictions", {}, id="catboost"),
+    ],
+)
+def test_the_one_number_of_what_is_said_to_be_a_regressor_is_a_return(
+    decided: Any, objective: str, name: str, info: dict[str, Any]
+) -> None:
+    described = model(objective, kind="onnx")
+    assert decided(described, {name: [-0.5]}, info=info) == Decision("SELL", None, None, -0.5)
+    assert decided(described, {name: [0.25]}, info=info, dead_band=0.25) == Decision("HOLD", None, None, 0.25)
+    spread = decided(described, {name: [1.0]}, info={**info, "residual_std": 1.0})
+    assert spread.confidence == pytest.approx(NormalDist().cdf(1.0))
+
+
+@pytest.mark.parametrize(
+    ("objective", "name", "info"),
+    [
+        pytest.param("", "output", {}, id="nothing said"),
+        pytest.param("", "prediction", {"task": "binary classification"}, id="classifier"),
+        pytest.param("", "variable", {"loss": "BCEWithLogitsLoss"}, id="logistic loss"),
+        pytest.param("quantile", "variable", {}, id="quantile"),
+        pytest.param("", "prediction", {"objective": "poisson"}, id="count"),
+        pytest.param("", "output_label", {"task": "regression"}, id="label"),
+    ],
+)
+def test_one_number_of_which_nothing_says_that_it_is_a_return_is_refused(
+    decided: Any, objective: str, name: str, info: dict[str, Any]
+) -> None:
+    with pytest.raises(NotInterpretable, match="nothing says"):
+        decided(model(objective, kind="onnx"), {name: [0.7]}, info=info)
+
+
+def test_one_number_is_the_second_class_where_something_says_so(decided: Any) -> None:
+    described = model("", kind="onnx")
+    assert decided(described, {"probability": [0.75]}) == Decision("BUY", 0.75, 0.75, None)
+    assert decided(described, {"x": [0.25]}, info={"output": "probabilities"}) == Decision("SELL", 0.75, 0.75, None)
+    found = decided(described, {"x": [-math.log(3)]}, info={"output": "logits"})
+    assert (found.direction, found.confidence) == ("SELL", pytest.approx(0.75))
+
+
+def test_a_head_of_logits_and_one_of_returns_are_used_together(decided: Any) -> None:
+    found = decided(model("", kind="onnx"), {"direction_logits": ROW, "expected_return": [-0.5]})
+    assert (found.direction, found.expected_return) == ("BUY", -0.5)
+    assert found.confidence == pytest.approx(SOFTMAX[1], abs=1e-7)
 
 
 def test_float32_rounding_does_not_make_a_probability_wrong(decided: Any) -> None:
