@@ -94,18 +94,29 @@ def make_web() -> Iterator[Callable[..., Web]]:
     """A function that opens a store under a directory and puts the web layer before it."""
     opened: list[Store] = []
 
-    def make(directory: Path, *, plugins: Any = None, read_only: bool = False, **settings: Any) -> Web:
+    def make(
+        directory: Path,
+        *,
+        plugins: Any = None,
+        plugins_dir: Path | None = None,
+        read_only: bool = False,
+        **settings: Any,
+    ) -> Web:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "mmserver.db"
         if not path.exists():
             create_database(path, datetime.now(UTC))
         chosen = Settings(data_dir=directory, watch_debounce_s=0.0, **settings)
-        found = plugins or load_plugins()
+        found = plugins or load_plugins(plugins_dir)
         store = Store(
             settings=chosen,
             database=open_database(path),
             plugins=found,
-            sandbox=Sandbox("mmserver.catalog.ingest:handlers", {}, n_workers=2),
+            sandbox=Sandbox(
+                "mmserver.catalog.ingest:handlers",
+                {"plugins_dir": str(plugins_dir)} if plugins_dir else {},
+                n_workers=2,
+            ),
             read_only=read_only,
         )
         opened.append(store)
