@@ -103,8 +103,8 @@ def _change(
                 record_audit(connection, at=at, actor=by.name, action=action, target=model_name,
                              detail={"version": version.label, **detail}, request_id=by.request_id)  # fmt: skip
             result = registered_version(connection, model, version.id)
-        if is_changed:
-            announce(store, [Event(kind="version_described", model_name=model_name, version=version.label)])
+        described = Event(kind="version_described", model_name=model_name, version=version.label)
+        announce(store, model_name, [described] if is_changed else [])
         return result
 
 

@@ -1,6 +1,6 @@
 """What every change of a registry ends with: what the model serves now, who is told, and the catalog of this process."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, select, update
@@ -47,9 +47,9 @@ def touch_model(connection: Connection, model_id: int, at: str) -> None:
     connection.execute(update(ModelRow).where(ModelRow.id == model_id).values(refreshed_at=at))
 
 
-def announce(store: Store, events: Sequence[Event]) -> None:
-    """After the commit: serve what was committed, then tell the plugins."""
-    store.reload_model(events[0].model_name)
+def announce(store: Store, model_name: str, events: Iterable[Event]) -> None:
+    """After the commit: serve what was committed, here or by another process, then tell the plugins."""
+    store.reload_model(model_name)
     for event in events:
         store.plugins.notify(event)
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -102,28 +103,21 @@ def register_version(store: Store, reader: Reader, new: NewVersion, by: Actor) -
         known = _known(connection, new, content_sha256)
         is_stored = stored_group_id(connection, _group_sha256(content_sha256)) is not None
     if known is not None:
+        store.reload_model(new.model_name)  # another process may have registered it just now
         return Registered(known, is_new=False)
     # Reading may take minutes, and nobody's promotion waits for it.
     ingested = None if is_stored else reader.read(new.source, claim, factors=new.factors, info=dict(new.info))
     content = _group_content(new.source, content_sha256, ingested)
     with store.changing(new.model_name):
-        served: str | None = None
+        events: list[Event] = []
         with store.database.write() as connection:
-            known = _known(connection, new, content_sha256)
-            if known is not None:
-                return Registered(known, is_new=False)
-            at = text_from_datetime(store.now())
-            model, is_first = _model_row(connection, new.model_name, at)
-            version_id = _insert_version(
-                connection, model, new, content, model_type=claim.name, content_sha256=content_sha256, at=at
-            )
-            served = serve_what_is_due(connection, model, at, "registered")
-            detail = {"version": new.label, "model_type": claim.name, "sha256": content_sha256}
-            record_audit(connection, at=at, actor=by.name, action="version.registered", target=new.model_name,
-                         detail=detail, request_id=by.request_id)  # fmt: skip
-            version = registered_version(connection, model, version_id)
-        announce(store, _events(new, is_first, served))
-        return Registered(version, is_new=True)
+            version = _known(connection, new, content_sha256)  # somebody may have been quicker
+            if version is None:
+                version, events = _insert(
+                    connection, new, claim, content, content_sha256=content_sha256, now=store.now(), by=by
+                )
+        announce(store, new.model_name, events)
+        return Registered(version, is_new=bool(events))
 
 
 def sha256_of_content(new: NewVersion, claim: ModelFormat) -> str:
@@ -202,9 +196,7 @@ def _invalid(where: str, problem: str) -> RequestInvalid:
 
 def _known(connection: Connection, new: NewVersion, content_sha256: str) -> RegisteredVersion | None:
     """The version, if its label has this content already."""
-    model = connection.execute(
-        select(ModelRow.__table__).where(ModelRow.name == new.model_name)
-    ).one_or_none()  # fmt: skip
+    model = connection.execute(select(ModelRow.__table__).where(ModelRow.name == new.model_name)).one_or_none()
     if model is not None:
         check_registered(model)
     model_id = model.id if model is not None else None
@@ -257,6 +249,29 @@ def _model_row(connection: Connection, model_name: str, at: str) -> tuple[Row[An
         )
     )
     return connection.execute(query).one(), True
+
+
+def _insert(
+    connection: Connection,
+    new: NewVersion,
+    claim: ModelFormat,
+    content: GroupContent,
+    *,
+    content_sha256: str,
+    now: datetime,
+    by: Actor,
+) -> tuple[RegisteredVersion, list[Event]]:
+    """The version as it is stored, and what there is to tell."""
+    at = text_from_datetime(now)
+    model, is_first = _model_row(connection, new.model_name, at)
+    version_id = _insert_version(
+        connection, model, new, content, model_type=claim.name, content_sha256=content_sha256, at=at
+    )
+    served = serve_what_is_due(connection, model, at, "registered")
+    detail = {"version": new.label, "model_type": claim.name, "sha256": content_sha256}
+    record_audit(connection, at=at, actor=by.name, action="version.registered", target=new.model_name, detail=detail,
+                 request_id=by.request_id)  # fmt: skip
+    return registered_version(connection, model, version_id), _events(new, is_first, served)
 
 
 def _insert_version(

@@ -45,12 +45,13 @@ def delete_version(store: Store, model_name: str, label: str, by: Actor) -> None
             detail = {"version": version.label, "was_last": is_last}
             record_audit(connection, at=at, actor=by.name, action="version.removed", target=model_name, detail=detail,
                          request_id=by.request_id)  # fmt: skip
-        removed = Event(kind="version_removed", model_name=model_name, version=version.label)
+        events = [Event(kind="version_removed", model_name=model_name, version=version.label)]
         if is_last:
             store.drop_model(model_name)
-            store.plugins.notify(removed)
-            store.plugins.notify(Event(kind="model_removed", model_name=model_name))
-        elif served is not None:
-            announce(store, [removed, Event(kind="version_served", model_name=model_name, version=served)])
-        else:
-            announce(store, [removed])
+            events.append(Event(kind="model_removed", model_name=model_name))
+            for event in events:
+                store.plugins.notify(event)
+            return
+        if served is not None:
+            events.append(Event(kind="version_served", model_name=model_name, version=served))
+        announce(store, model_name, events)

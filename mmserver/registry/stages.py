@@ -189,12 +189,13 @@ def _move(store: Store, model_name: str, by: Actor, mover: _Mover) -> StagedVers
                 record_audit(connection, at=at, actor=by.name, action=moved.action, target=model_name,
                              detail=moved.detail, request_id=by.request_id)  # fmt: skip
         if not isinstance(moved, _Move):
+            announce(store, model_name, [])
             return staged_version(store, model_name, moved.id)
         label, stage = moved.version.label, moved.stage
         events = [Event(kind="stage_changed", model_name=model_name, version=label, detail={"stage": stage})]
         if served is not None:
             events.append(Event(kind="version_served", model_name=model_name, version=served))
-        announce(store, events)
+        announce(store, model_name, events)
         return staged_version(store, model_name, moved.version.id)
 
 

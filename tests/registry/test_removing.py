@@ -1,0 +1,98 @@
+"""Removing one version: it alone goes, and what is served then is what is due."""
+
+from typing import Any
+
+import pytest
+
+from mmserver.catalog.catalog import Actor
+from mmserver.catalog.history import resolve_version
+from mmserver.errors import ModelNotFound, VersionNotFound
+from mmserver.registry.registering import Registered
+from mmserver.registry.removing import delete_version
+from mmserver.registry.stages import set_stage
+from mmserver.registry.versions import get_version, list_models, list_versions
+from mmserver.storage.tables import BlobRow, FactorListRow, GroupRow, MembershipRow, ModelRow, RegisteredVersionRow
+
+TEST = Actor("test")
+
+
+def test_a_removed_version_is_gone_with_what_no_other_has(bench: Any) -> None:
+    bench.register("1.0.0", 0)
+    counts = [bench.count(table) for table in (BlobRow, GroupRow, FactorListRow, MembershipRow)]
+    bench.register("1.1.0", 1, factors=("a", "b", "c"))
+    delete_version(bench.store, "hybrid", "1.1.0", TEST)
+    assert [bench.count(table) for table in (BlobRow, GroupRow, FactorListRow, MembershipRow)] == counts
+    for look in (get_version, resolve_version):
+        with pytest.raises(VersionNotFound):
+            look(bench.store, "hybrid", "1.1.0")
+    assert bench.audit()[-1].detail == {"version": "1.1.0", "was_last": False}
+
+
+def test_what_is_served_after_a_removal_is_the_newest_that_is_left(three: Any) -> None:
+    delete_version(three.store, "hybrid", "1.10.0", TEST)
+    assert three.served == "1.9.0"
+    assert [(event.kind, event.version) for event in three.events] == [
+        ("version_removed", "1.10.0"),
+        ("version_served", "1.9.0"),
+    ]
+
+
+def test_the_time_when_a_removed_version_was_served_is_not_answered_by_another(three: Any) -> None:
+    moment = three.calendar()
+    delete_version(three.store, "hybrid", "1.10.0", TEST)
+    with pytest.raises(VersionNotFound, match=r"1\.10\.0 any more"):
+        resolve_version(three.store, "hybrid", as_of=moment)
+
+
+def test_content_that_another_version_has_too_stays(bench: Any) -> None:
+    bench.register("1.0.0")
+    bench.register("1.0.1")
+    bench.register("1.0.0", model_name="other")
+    delete_version(bench.store, "hybrid", "1.0.0", TEST)
+    delete_version(bench.store, "hybrid", "1.0.1", TEST)
+    version = resolve_version(bench.store, "other")
+    assert bench.store.payloads.body(version, version.groups["all"], "payload", "gzip").content
+    assert bench.register("1.0.2").is_new
+    assert bench.reader.n_reads == 1
+
+
+def test_with_its_last_version_a_model_is_gone_and_its_name_is_free(bench: Any) -> None:
+    bench.register("1.0.0")
+    set_stage(bench.store, "hybrid", "1.0.0", "staging", TEST)
+    delete_version(bench.store, "hybrid", "staging", TEST)
+    assert [bench.count(table) for table in (ModelRow, RegisteredVersionRow, GroupRow, BlobRow)] == [0, 0, 0, 0]
+    assert (list_models(bench.store, 10), bench.store.catalog.models) == ([], {})
+    with pytest.raises(ModelNotFound):
+        list_versions(bench.store, "hybrid")
+    assert bench.audit()[-1].detail == {"version": "1.0.0", "was_last": True}
+    assert [event.kind for event in bench.events][-2:] == ["version_removed", "model_removed"]
+    bench.watch()
+    registered: Registered = bench.register("1.0.0", 1)
+    assert registered.is_new
+
+
+def test_a_label_that_was_removed_may_be_used_again_and_is_answered_with_the_new_content(
+    three: Any, open_bench: Any
+) -> None:
+    other = open_bench()
+    before = resolve_version(other.store, "hybrid", "1.9.0")
+    delete_version(three.store, "hybrid", "1.9.0", TEST)
+    three.register("1.9.0", 5)
+    other.store.follow_commits()
+    after = resolve_version(other.store, "hybrid", "1.9.0")
+    assert after.groups["all"].sha256 == get_version(three.store, "hybrid", "1.9.0").group.sha256
+    assert after.groups["all"].sha256 != before.groups["all"].sha256
+
+
+def test_what_is_not_there_cannot_be_removed(three: Any) -> None:
+    with pytest.raises(VersionNotFound):
+        delete_version(three.store, "hybrid", "7.0.0", TEST)
+    with pytest.raises(ModelNotFound):
+        delete_version(three.store, "nobody", "1.0.0", TEST)
+
+
+def test_when_the_last_that_was_not_retired_is_removed_the_model_is_retired(three: Any) -> None:
+    set_stage(three.store, "hybrid", "1.0.0", "archived", TEST)
+    set_stage(three.store, "hybrid", "1.10.0", "archived", TEST)
+    delete_version(three.store, "hybrid", "1.9.0", TEST)
+    assert (three.served, three.model.is_retired) == ("1.10.0", True)
