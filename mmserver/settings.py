@@ -38,6 +38,8 @@ CONFIG_FILE_NAME = "mmserver.toml"
 
 OTHER_VARIABLES = {
     "MMSERVER_CONFIG": "The TOML file to read, as `--config` does.",
+    "MMSERVER_URL": "Where the [client](client.md) finds the server.",
+    "MMSERVER_API_KEY": "The key that the [client](client.md) sends.",
     "MMSERVER_VENV": "The virtual environment that setup.sh, start.sh and test.sh use instead of `.venv`.",
     "MMSERVER_TEST_KSERVE": "A Python with KServe's client, for the tests that ask with it.",
     "MMSERVER_TEST_SHARED": "Where the tests find real artifact directories.",
