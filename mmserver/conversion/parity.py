@@ -1,0 +1,110 @@
+"""How near a converted model comes to its source: the same rows through both, number by number."""
+
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from mmserver.formats import Conversion, FloatRows
+
+
+class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of one comparison; kept with the version and shown beside it.
+
+    Units:
+        max_abs_difference: of numbers that both give, None where one has what the other has not (an output, a shape, a finite
+        number). max_rel_difference: the same relative to the source's number, where that is not 0. n_beyond: rows with a
+        number beyond `absolute + relative * |source|`. class_agreement: share of the rows whose largest number is the
+        same one, of outputs that are wider than one; None where there is none.
+    """
+
+    source: str
+    target: str
+    n_rows: int
+    max_abs_difference: float | None
+    max_rel_difference: float | None
+    n_beyond: int
+    absolute: float
+    relative: float
+    max_share_beyond: float
+    class_agreement: float | None
+    passed: bool
+    note: str | None = None
+    """What cannot be compared at all, in words."""
+
+
+def compared(
+    expected: Mapping[str, FloatRows], found: Mapping[str, FloatRows], conversion: Conversion, target: str
+) -> ParityReport:
+    """`found`, which the converted model gives, against `expected`, which its source gave for the same rows.
+
+    Two NaN are the same, and so are two infinities of one sign; what only one of them has is beyond every tolerance.
+
+    Shapes:
+        both: output name → n_rows × width. The converted model may have more outputs; each of `expected` must be there.
+    """
+    n_rows = len(next(iter(expected.values()), ()))
+    beyond: NDArray[np.bool_] = np.zeros(n_rows, np.bool_)
+    absolute, relative, agreements, notes = [0.0], [0.0], [], []
+    for name, theirs in expected.items():
+        ours = found.get(name)
+        if ours is None or np.shape(ours) != np.shape(theirs):
+            what = "nothing" if ours is None else str(np.shape(ours))
+            notes.append(f"{name}: the source gives {np.shape(theirs)}, the converted model {what}")
+            continue
+        distance = _Distance(np.asarray(theirs, np.float64), np.asarray(ours, np.float64))
+        beyond |= distance.is_beyond(conversion)
+        absolute.append(distance.largest_absolute)
+        relative.append(distance.largest_relative)
+        if np.shape(theirs)[1] > 1:
+            agreements.append(_class_agreement(theirs, ours))
+    if n_rows == 0:
+        notes.append("there is no row to compare")
+    n_beyond = n_rows if notes else int(beyond.sum())
+    return ParityReport(
+        source=conversion.source,
+        target=target,
+        n_rows=n_rows,
+        max_abs_difference=_finite(max(absolute)) if not notes else None,
+        max_rel_difference=_finite(max(relative)) if not notes else None,
+        n_beyond=n_beyond,
+        absolute=conversion.absolute,
+        relative=conversion.relative,
+        max_share_beyond=conversion.max_share_beyond,
+        class_agreement=min(agreements) if agreements else None,
+        passed=not notes and n_beyond <= conversion.max_share_beyond * n_rows,
+        note="; ".join(notes)[:500] or None,
+    )
+
+
+class _Distance:
+    """How far one output of the converted model is from the source's, cell by cell."""
+
+    def __init__(self, theirs: NDArray[np.float64], ours: NDArray[np.float64]) -> None:
+        same = (theirs == ours) | (np.isnan(theirs) & np.isnan(ours))
+        comparable = np.isfinite(theirs) & np.isfinite(ours)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            distances = np.where(same, 0.0, np.where(comparable, np.abs(ours - theirs), np.inf))
+            shares = np.where(theirs != 0, distances / np.abs(theirs), 0.0)
+        self._sizes = np.where(np.isfinite(theirs), np.abs(theirs), 0.0)
+        self._distances: NDArray[np.float64] = distances
+        self.largest_absolute = float(distances.max(initial=0.0))
+        self.largest_relative = float(np.where(same, 0.0, shares).max(initial=0.0))
+
+    def is_beyond(self, conversion: Conversion) -> NDArray[np.bool_]:
+        """Which rows have a number beyond the tolerance."""
+        allowed = conversion.absolute + conversion.relative * self._sizes
+        beyond: NDArray[np.bool_] = ~(self._distances <= allowed).all(axis=1)
+        return beyond
+
+
+def _class_agreement(theirs: FloatRows, ours: FloatRows) -> float:
+    """Share of the rows with the largest number in the same place; rows of which that cannot be said do not agree."""
+    unsaid = np.isnan(theirs).any(axis=1) | np.isnan(ours).any(axis=1)
+    same = (theirs.argmax(axis=1) == ours.argmax(axis=1)) & ~unsaid
+    return float(same.mean()) if len(same) else 0.0
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
