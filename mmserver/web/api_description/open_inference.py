@@ -29,9 +29,9 @@ _OF_AN_INFERENCE = (
     *_OF_A_PREDICTOR, errors.TooManyRows, errors.FeaturesInvalid, errors.PredictionNotFinite, errors.PredictionFailed, errors.CrossSite,
 )  # fmt: skip
 _INFER = f"""\
-One input `features`, FP32 or another number type, of shape [rows, dim], or one input for each factor; null is missing where the
-model knows missing values. Tensors may follow the JSON as binary data: `{HEADER_LENGTH}` says where they begin, and 0 that the body is one
-tensor's bytes. The body may be compressed with gzip or deflate.
+One input `features`, FP32 or another number type, of shape [rows, dim], or as the metadata say [rows, timesteps, dim]; or one input for
+each factor. null is missing where the model knows missing values. Tensors may follow the JSON as binary data: `{HEADER_LENGTH}` says
+where they begin, and 0 that the body is one tensor's bytes. The body may be compressed with gzip or deflate.
 """
 
 

@@ -20,7 +20,7 @@ class Explained(msgspec.Struct):
     """How much each factor moved the model's margin; with the base they sum to it."""
 
     base: float
-    factors: dict[str, float]
+    factors: dict[str, float | list[Any]]
 
 
 class ExplainedOutputs(msgspec.Struct):

@@ -17,8 +17,8 @@ _OF_A_PREDICTION = (*REFUSED_ITEM, errors.TooManyRows, errors.CrossSite, *OF_STO
 _OF_A_BATCH = (errors.FieldsInvalid, errors.TooManyRows, errors.CrossSite, *OF_STORED_DATA)
 
 _PREDICT = """\
-`features` is a vector in factor order, an object by factor name, or a matrix of rows; null is missing, where the model knows
-missing values. Without `model_name` the only model that has the symbol is meant, or the default model. `explain` adds each
+`features` is a vector in factor order or an object by factor name; for a model with timesteps a matrix of timesteps × factors, or its
+numbers in one vector. null is missing, where the model knows missing values. Without `model_name` the only model that has the symbol is meant, or the default model. `explain` adds each
 feature's contribution. `null` for `confidence`, `probability` or `expected_return` means that the model gives no ground for it.
 """
 _BATCH = "One bad item is an error in its place and does not spoil the others. `max_batch_size`: so many run together."

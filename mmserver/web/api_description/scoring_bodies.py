@@ -33,14 +33,14 @@ class DataframeRecords(msgspec.Struct):
 class Instances(msgspec.Struct):
     """A table as rows: lists in factor order, or objects by factor name."""
 
-    instances: list[list[Cell] | Record]
+    instances: list[list[Cell | list[Any]] | Record]
     params: dict[str, Any] | None = None
 
 
 class Inputs(msgspec.Struct):
     """A table as columns by factor name, or as rows in factor order."""
 
-    inputs: dict[str, list[Cell]] | list[list[Cell]]
+    inputs: dict[str, list[Cell]] | list[list[Cell | list[Any]]]
     params: dict[str, Any] | None = None
 
 
