@@ -47,6 +47,7 @@ def all_checks(settings: Settings) -> Iterator[Check]:
         ("python", _machine),
         ("sqlite", _sqlite),
         ("libraries", _libraries),
+        ("execution providers", lambda: _execution_providers(settings)),
         ("sandbox", lambda: _sandbox(settings)),
         ("plugins", lambda: _plugins(settings)),
         ("data directory", lambda: _data_dir(settings.data_dir)),
@@ -97,6 +98,21 @@ def _libraries() -> Iterator[Check]:
 
 def _is_installed(name: str) -> bool:
     return any(True for _ in importlib.metadata.distributions(name=name))
+
+
+def _execution_providers(settings: Settings) -> Iterator[Check]:
+    if not _is_installed("onnxruntime"):
+        return  # said above
+    from mmserver.graphs.providers import KNOWN, provider_faults
+    from mmserver.plugin_loading import PROVIDER_SUFFIX
+
+    asked = [name + PROVIDER_SUFFIX for name in settings.execution_providers]
+    faults = provider_faults(list(dict.fromkeys([*asked, *KNOWN])))
+    said = [f"{name.removesuffix(PROVIDER_SUFFIX)}: {fault or 'runs models'}" for name, fault in faults.items()]
+    unmet = [name.removesuffix(PROVIDER_SUFFIX) for name in asked if faults[name] is not None]
+    if unmet:
+        said.append(f"MMSERVER_EXECUTION_PROVIDERS asks for {', '.join(unmet)}, so what comes after it runs the models")
+    yield Check("execution providers", "warn" if unmet else "ok", "; ".join(said))
 
 
 def _sandbox(settings: Settings) -> Iterator[Check]:

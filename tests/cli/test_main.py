@@ -230,6 +230,21 @@ def test_the_doctor_reports_each_part_and_fails_only_when_something_fails(run: R
     assert {row["name"]: row["level"] for row in items(broken)}["database"] == "fail"
 
 
+def test_the_doctor_says_which_execution_providers_run_models_and_warns_of_one_that_is_asked_for_in_vain(
+    run: Run,
+) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime has the providers")
+    plain, asked = (
+        next(row for row in items(run("doctor", "--json", **environ)) if row["name"] == "execution providers")
+        for environ in ({}, {"MMSERVER_EXECUTION_PROVIDERS": "QNN,CPU"})
+    )
+    assert plain["level"] == "ok"
+    assert "CPU: runs models" in plain["detail"]
+    assert "CUDA: " in plain["detail"]
+    assert asked["level"] == "warn"
+    assert "QNN: not in the installed build of onnxruntime" in asked["detail"]
+
+
 def test_the_doctor_names_a_database_of_a_newer_release(run: Run, tmp_path: Path) -> None:
     run("db", "upgrade")
     connection = sqlite3.connect(tmp_path / "data/state.db")
