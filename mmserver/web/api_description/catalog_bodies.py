@@ -4,10 +4,11 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from mmserver.catalog.groups import StoredArtifact
 from mmserver.catalog.payload import DimFactor, Payload
-from mmserver.formats import Probes
+from mmserver.formats import Conversion, Probes
 from mmserver.web.models import ModelItem
 from mmserver.web.symbols import SymbolItem
 
@@ -64,6 +65,8 @@ class ModelFacts(msgspec.Struct):
     missing: float | None
     best_iteration: int | None
     summary: dict[str, Any]
+    input_shape: list[int] | UnsetType | None = UNSET
+    conversion: Conversion | UnsetType | None = UNSET
 
 
 class SymbolDetail(msgspec.Struct):
