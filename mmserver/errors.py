@@ -474,6 +474,13 @@ class TooManyRows(TooLarge):
     template = "{n_rows} rows are more than the {limit} that one request may have; send several requests"
 
 
+class UploadTooLarge(TooLarge):
+    """An upload is larger than a setting allows; the detail names both."""
+
+    code = "upload_too_large"
+    template = "{what} is larger than the {limit_bytes} bytes that {setting} allows"
+
+
 class VersionChanged(PreconditionFailed):
     """`If-Match` names a state that is not the current one."""
 

@@ -27,6 +27,7 @@ CURRENT = (None, LATEST, PRODUCTION)
 class VersionRecord:
     """One line of a model's history. `added`, `removed`, `updated` are group keys, against the version before."""
 
+    version_id: int
     seq: int
     label: str
     created_at: datetime
@@ -230,6 +231,7 @@ def _record_from_row(row: Row[Any], model: Model) -> VersionRecord:
         return msgspec.json.decode(text, type=tuple[str, ...])
 
     return VersionRecord(
+        version_id=row.id,
         seq=row.seq,
         label=row.label,
         created_at=datetime_from_text(row.created_at),

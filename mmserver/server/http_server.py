@@ -19,6 +19,7 @@ from waitress import wasyncore
 from waitress.server import create_server
 
 from mmserver.errors import QueueFull
+from mmserver.server.bodies import BodyRules, UploadRules
 from mmserver.server.connections import MAX_UNSENT_BYTES, Channel, Overdue
 from mmserver.server.pool import Pool
 from mmserver.server.requests import MAX_HEAD_BYTES, KnownHeads, Request
@@ -55,16 +56,23 @@ class Limits:
     """What one client may take of the server, and all together."""
 
     max_body_bytes: int = 8 << 20
+    uploads: UploadRules | None = None
     request_deadline_s: float = 30.0
     idle_timeout_s: float = IDLE_TIMEOUT_S
     connection_limit: int = 1000
     trusted_hosts: tuple[str, ...] = ()
+
+    @property
+    def bodies(self) -> BodyRules:
+        """What holds for the bodies of requests."""
+        return BodyRules(self.max_body_bytes, self.uploads)
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
         """Those that the settings name."""
         return cls(
             max_body_bytes=settings.max_body_bytes,
+            uploads=UploadRules.of(settings),
             request_deadline_s=settings.request_deadline_s,
             connection_limit=settings.connection_limit,
             trusted_hosts=settings.trusted_hosts,
@@ -98,7 +106,7 @@ class HttpServer:
         self.pool = pool
         self.request_ids = RequestIds()
         trusted_hosts = frozenset(host.lower() for host in limits.trusted_hosts)
-        self.new_request = partial(Request, limits.max_body_bytes, trusted_hosts, KnownHeads())
+        self.new_request = partial(Request, limits.bodies, trusted_hosts, KnownHeads())
         self.is_stopping = False
         self.now = time.monotonic()
         self.n_requests = 0
@@ -124,7 +132,7 @@ class HttpServer:
             connection_limit=limits.connection_limit + N_OWN,
             max_request_header_size=MAX_HEAD_BYTES,
             # With the framing of chunks; requests.py is exact.
-            max_request_body_size=2 * limits.max_body_bytes + (1 << 20),
+            max_request_body_size=2 * limits.bodies.most_bytes + (1 << 20),
             recv_bytes=READ_BYTES,
             inbuf_overflow=LARGE_BODY_BYTES,
             outbuf_overflow=MAX_IN_MEMORY_BYTES,

@@ -1,17 +1,21 @@
 """One request as it comes in: waitress's own parser, which here refuses what two readers could understand differently."""
 
+import logging
 import re
 import time
 from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any
 
-from waitress.buffers import OverflowableBuffer
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
 
-from mmserver.errors import HostUnknown, MmserverError
+from mmserver.errors import DiskFull, HostUnknown, MmserverError, UploadTooLarge
+from mmserver.server.bodies import BodyBuffer, BodyRules
 from mmserver.server.refusals import RequestRefused
+from mmserver.storage.files import NO_SPACE
+
+log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 16 << 10
 MAX_URI_BYTES = 8 << 10
@@ -73,12 +77,13 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
     error: Any
     """What waitress refuses it with, or one of ours (see `refusals.problem_from_refusal`)."""
 
-    def __init__(self, max_body_bytes: int, trusted_hosts: Collection[str], known_heads: KnownHeads, adj: Any) -> None:
+    def __init__(self, bodies: BodyRules, trusted_hosts: Collection[str], known_heads: KnownHeads, adj: Any) -> None:
         super().__init__(adj)
         self.begun_at = time.monotonic()
         self.completed_at = 0.0
         self.n_received = 0
-        self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
+        self._max_body_bytes = bodies.max_bytes
         self._trusted_hosts = trusted_hosts
         self._known_heads = known_heads
         self._refusal: RequestRefused | MmserverError | None = None
@@ -90,10 +95,10 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
             self._refuse(RequestRefused(HTTPStatus.BAD_REQUEST, "only empty lines may stand before a request"))
             consumed = len(data)
         else:
-            consumed = super().received(data)
-        if self.body_rcv is not None:
+            consumed = self._received(data)
+        if self.body_rcv is not None and not self._refusal:
             if len(self.body_rcv) > self._max_body_bytes:
-                self._refuse(RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
+                self._refuse(self._too_large())
             elif self.chunked:
                 self._check_chunks(self.body_rcv)
         elif not self.headers_finished:
@@ -113,11 +118,11 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
         if known is not None:
             self.__dict__.update(known)
             if self.content_length:
-                self.body_rcv = FixedStreamReceiver(self.content_length, OverflowableBuffer(self.adj.inbuf_overflow))
+                self.body_rcv = FixedStreamReceiver(self.content_length, self._new_buffer())
             return
         try:
             self._parse_strictly(header_plus)
-        except (RequestRefused, HostUnknown) as refusal:
+        except (RequestRefused, MmserverError) as refusal:
             self._refusal = refusal
             raise ParsingError("refused") from refusal
         self._known_heads.keep(header_plus, self)
@@ -130,7 +135,32 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
         content: bytes = buffer.get(len(buffer))
         return content
 
-    def _refuse(self, refusal: RequestRefused) -> None:
+    def _received(self, data: bytes) -> int:
+        """As waitress's; what cannot be written to the file that a large body waits in becomes a refusal."""
+        try:
+            consumed: int = super().received(data)
+        except OSError as error:
+            log.warning("a body cannot be kept until it is whole: %s", error.strerror)
+            lacks_space = error.errno in NO_SPACE
+            self._refuse(DiskFull() if lacks_space else RequestRefused(HTTPStatus.INTERNAL_SERVER_ERROR))
+            return len(data)
+        return consumed
+
+    def _new_buffer(self) -> BodyBuffer:
+        """For the body of the request whose head was just read."""
+        uploads = self._bodies.uploads
+        if uploads is None or not uploads.takes(self.command, self.path, self.headers.get("CONTENT_TYPE", "")):
+            return BodyBuffer(self.adj.inbuf_overflow)
+        self._max_body_bytes = uploads.max_bytes
+        return BodyBuffer(self.adj.inbuf_overflow, uploads.directory)
+
+    def _too_large(self) -> RequestRefused | MmserverError:
+        uploads = self._bodies.uploads
+        if uploads is not None and self._max_body_bytes == uploads.max_bytes:
+            return UploadTooLarge(what="the upload", setting="max_artifact_bytes", limit_bytes=uploads.max_file_bytes)
+        return RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+    def _refuse(self, refusal: RequestRefused | MmserverError) -> None:
         self._refusal = refusal
         self.completed = True
 
@@ -165,8 +195,10 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
             raise RequestRefused(status)
         if self.proxy_scheme not in ("", "http", "https"):
             raise RequestRefused(HTTPStatus.BAD_REQUEST, "the address is of another scheme")
+        if self.body_rcv is not None:
+            self.body_rcv.buf = self._new_buffer()
         if self.content_length > self._max_body_bytes:
-            raise RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            raise self._too_large()
         if self.chunked and "CONTENT_LENGTH" in self.headers:
             raise RequestRefused(HTTPStatus.BAD_REQUEST, "Content-Length and Transfer-Encoding cannot stand together")
         if self.version == "1.0" and "TRANSFER_ENCODING" in self.headers:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mmserver.errors import DiskFull
 
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
+"""The disk is full, read-only or failing."""
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if error.errno not in NO_SPACE:
             raise
         raise DiskFull() from error
 

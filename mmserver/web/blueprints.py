@@ -25,7 +25,15 @@ from mmserver.web import (
     venues,
     versions,
 )
-from mmserver.web.current import QUICK_KEY, SERVING_KEY, STORE_KEY, LateQuickRoutes, LateServing
+from mmserver.web.current import (
+    MODEL_READER_KEY,
+    QUICK_KEY,
+    SERVING_KEY,
+    STORE_KEY,
+    LateModelReader,
+    LateQuickRoutes,
+    LateServing,
+)
 from mmserver.web.framing import REQUEST_ID_KEY, WAITED_NS_KEY, ResponseFrame
 from mmserver.web.same_site import refuse_cross_site
 
@@ -54,6 +62,7 @@ def register_web(
     app.extensions[STORE_KEY] = store
     app.extensions[SERVING_KEY] = serving = LateServing(store, siblings)
     app.extensions[QUICK_KEY] = quick = LateQuickRoutes(serving)
+    app.extensions[MODEL_READER_KEY] = LateModelReader(store)
     app.extensions[health.STARTED_KEY] = time.monotonic()
     app.extensions[assets.ASSETS_KEY] = assets.load_assets()
     app.extensions[health.CHECKS_KEY] = {**health.store_checks(store), **checks}

@@ -1,15 +1,19 @@
 """What the request at hand works with: the store, and who is asking."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import flask
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.store import Store
+from mmserver.errors import Overloaded
 from mmserver.web.framing import REQUEST_ID_KEY, WAITED_NS_KEY
 
 if TYPE_CHECKING:
+    from mmserver.conversion.reading import ModelReader
     from mmserver.serving.predictions import Serving
     from mmserver.serving.siblings import Siblings
     from mmserver.web.quick import QuickRoutes
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
 STORE_KEY = "mmserver.store"
 SERVING_KEY = "mmserver.serving"
 QUICK_KEY = "mmserver.quick"
+MODEL_READER_KEY = "mmserver.model_reader"
+TURN_S = 5.0
+"""How long a registration waits for its turn: longer would take the threads that others wait for."""
 
 
 class LateServing:
@@ -56,6 +63,50 @@ class LateQuickRoutes:
 
                     self.made = QuickRoutes(serving)
         return self.made
+
+
+class LateModelReader:
+    """Makes what reads models that are handed in, at the first one, and lets only some be read at a time: each is in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._turns = threading.BoundedSemaphore(max(1, store.settings.threads // 4))
+        self._made: ModelReader | None = None
+
+    @contextmanager
+    def turn(self) -> Iterator["ModelReader"]:
+        """The reader, for one registration.
+
+        Raises:
+            Overloaded: others are busy with theirs.
+        """
+        if not self._turns.acquire(timeout=TURN_S):
+            raise Overloaded(what="registering a model")
+        try:
+            yield self._reader()
+        finally:
+            self._turns.release()
+
+    def close(self) -> None:
+        """End its processes."""
+        with self._lock:
+            if self._made is not None:
+                self._made.close()
+
+    def _reader(self) -> "ModelReader":
+        with self._lock:
+            if self._made is None:
+                from mmserver.conversion.reading import ModelReader
+
+                self._made = ModelReader(self._store.settings, self._store.plugins)
+            return self._made
+
+
+def current_model_reader() -> LateModelReader:
+    """What this application reads models with that are registered one by one."""
+    reader: LateModelReader = flask.current_app.extensions[MODEL_READER_KEY]
+    return reader
 
 
 def current_serving() -> "Serving":

@@ -25,6 +25,14 @@ _LISTINGS = "mmserver.web.model_listings"
 _V2 = "mmserver.web.open_inference"
 _INVOCATIONS = "mmserver.web.invocations"
 _OPENAPI = "mmserver.web.openapi"
+_REGISTRY = "mmserver.web.registry"
+REGISTER_RULE = "/api/ml/registry/models"
+"""Where files are uploaded to; the server lets larger bodies through here."""
+UPLOAD_MEDIA_TYPE = "multipart/form-data"
+MAX_UPLOAD_FIELDS_BYTES = 1 << 20
+"""What an upload may have besides its files: its fields, and what stands between its parts."""
+_MODEL_RULE = f"{REGISTER_RULE}/<model_name>"
+_VERSION_RULE = f"{_MODEL_RULE}/<version>"
 
 LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("POST", "/predict", f"{_PREDICTIONS}:post_predict"),
@@ -62,6 +70,18 @@ LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("POST", "/models/<model_name>/versions/<version>/invocations", f"{_INVOCATIONS}:post_model_invocations"),
     LateRoute("GET", "/ping", f"{_INVOCATIONS}:get_ping"),
     LateRoute("GET", "/version", f"{_INVOCATIONS}:get_version"),
+    LateRoute("POST", REGISTER_RULE, f"{_REGISTRY}:post_model"),
+    LateRoute("GET", REGISTER_RULE, f"{_REGISTRY}:get_models"),
+    LateRoute("GET", _MODEL_RULE, f"{_REGISTRY}:get_model"),
+    LateRoute("GET", f"{_MODEL_RULE}/compare", f"{_REGISTRY}:get_comparison"),
+    LateRoute("POST", f"{_MODEL_RULE}/rollback", f"{_REGISTRY}:post_rollback"),
+    LateRoute("GET", _VERSION_RULE, f"{_REGISTRY}:get_version"),
+    LateRoute("PATCH", _VERSION_RULE, f"{_REGISTRY}:patch_version"),
+    LateRoute("DELETE", _VERSION_RULE, f"{_REGISTRY}:delete_version"),
+    LateRoute("PUT", f"{_VERSION_RULE}/stage", f"{_REGISTRY}:put_stage"),
+    LateRoute("POST", f"{_VERSION_RULE}/promote", f"{_REGISTRY}:post_promotion"),
+    LateRoute("POST", f"{_VERSION_RULE}/retire", f"{_REGISTRY}:post_retirement"),
+    LateRoute("PATCH", f"{_VERSION_RULE}/metrics", f"{_REGISTRY}:patch_metrics"),
     LateRoute("GET", "/openapi.json", f"{_OPENAPI}:get_openapi"),
     LateRoute("GET", "/docs", f"{_OPENAPI}:get_docs"),
     LateRoute("GET", "/redoc", f"{_OPENAPI}:get_redoc"),

@@ -4,11 +4,14 @@ import flask
 import msgspec
 
 from mmserver.catalog import history
-from mmserver.catalog.catalog import Group, Version
-from mmserver.serving.model_facts import NOTHING, ModelFacts, told_by
+from mmserver.catalog.catalog import Group, Model, Version
+from mmserver.registry.said import Said, said_of_versions
+from mmserver.serving.model_facts import NOTHING, GroupFacts, ModelFacts, told_by
+from mmserver.serving.training_facts import accuracy
 from mmserver.web.current import SERVING_KEY, LateServing, current_actor, current_serving, current_store
 from mmserver.web.errors import problem_from_error
 from mmserver.web.health import RETRY_AFTER_S, run_checks, uptime_s
+from mmserver.web.registry_bodies import StageName
 from mmserver.web.requests import query_number, read_body
 from mmserver.web.responses import json_response
 
@@ -72,18 +75,21 @@ def get_ml_models() -> flask.Response:
     facts = _model_facts()
     sizes = facts.sizes_bytes(model.serving for model in models)
     told = facts.of_groups([group.detail_sha256 for model in models if (group := told_by(model.serving))])
+    said = said_of_versions(current_store().database, [m.serving.id for m in models if not m.is_watched])
     loaded = _loaded_group_ids()
     items = []
     for model in models:
         version = model.serving
         group = told_by(version)
         known = told[group.detail_sha256] if group else NOTHING
+        registered = said.get(version.id)
+        metrics = known.metrics if len(version.groups) == 1 else {}
         items.append({
             "name": model.name,
             "version": version.label,
-            "stage": "Production",
-            "model_type": known.kind,
-            "metrics": known.metrics if len(version.groups) == 1 else {},
+            "stage": _stage(model),
+            "model_type": registered.model_type if registered else known.kind,
+            "metrics": registered.metrics if registered else metrics,
             "size_mb": round(sizes[version.id] / MIB, 6),
             "loaded": _is_loaded(version, loaded),
         })  # fmt: skip
@@ -94,6 +100,7 @@ def get_models() -> flask.Response:
     """The served version of every model, with the names of its features."""
     models = list(current_store().catalog.models.values())
     facts = _model_facts().of_groups([group.detail_sha256 for model in models if (group := _only_group(model.serving))])
+    said = said_of_versions(current_store().database, [m.serving.id for m in models if not m.is_watched])
     items = []
     for model in models:
         only = _only_group(model.serving)
@@ -102,7 +109,7 @@ def get_models() -> flask.Response:
             "name": model.name,
             "version": model.serving.label,
             "status": model.status,
-            "accuracy": known.accuracy,
+            "accuracy": _accuracy(said.get(model.serving.id), known),
             "training_date": known.training_date,
             "features": model.serving.factors,
         })  # fmt: skip
@@ -116,16 +123,41 @@ def get_model_versions(model_name: str) -> flask.Response:
     limit = query_number(flask.request, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
     records = history.list_versions(store, model_name, limit)
     facts = _model_facts().of_versions_with_one_group(model.id, [record.seq for record in records])
+    said = {} if model.is_watched else said_of_versions(store.database, [record.version_id for record in records])
     items = []
     for record in records:
         known = facts.get(record.seq, NOTHING)
+        registered = said.get(record.version_id)
         items.append({
             "version": record.label,
-            "status": "production" if record.is_serving else "archived",
-            "accuracy": known.accuracy,
+            "status": _status(record, registered),
+            "accuracy": _accuracy(registered, known),
             "training_date": known.training_date,
         })  # fmt: skip
     return json_response({"model_name": model.name, "versions": items})
+
+
+def _stage(model: Model) -> StageName:
+    """The stage of what is served; a watched model's served version is in production without being put there."""
+    if model.is_watched or history.PRODUCTION in model.stages:
+        return "Production"
+    if model.stages.get(history.STAGING) == model.serving.label:
+        return "Staging"
+    return "Archived" if model.is_retired else "None"
+
+
+def _status(record: history.VersionRecord, registered: Said | None) -> str:
+    """Of a version among others: what it is there for. Of a watched model all that is not served is past."""
+    for stage in (history.PRODUCTION, history.STAGING):
+        if stage in record.stages:
+            return stage
+    return "none" if registered is not None and not registered.is_archived else "archived"
+
+
+def _accuracy(registered: Said | None, known: GroupFacts) -> float | None:
+    """As it was said when the version was registered, else as the info file has it."""
+    found = accuracy({"metrics": registered.metrics}) if registered else None
+    return known.accuracy if found is None else found
 
 
 # --- reload -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from mmserver.catalog import groups, history
 from mmserver.catalog.catalog import Catalog, Group, Version
 from mmserver.catalog.payloads import MANIFEST, PAYLOAD, Encoding, PayloadBody
 from mmserver.catalog.store import Store
-from mmserver.catalog.symbols import comparable_symbol
+from mmserver.catalog.symbols import ALL_SYMBOLS, comparable_symbol
 from mmserver.web.current import current_store
 from mmserver.web.negotiation import choose_encoding, opaque_tags
 from mmserver.web.requests import query_seconds, query_text, query_time, refuse_parameter
@@ -103,9 +103,10 @@ def quick_payload(store: Store, path: str, encoding: Encoding) -> Served | None:
     """What a GET of this path is answered with from memory alone: the payload that is served now, ready in that coding."""
     match = _PATH.fullmatch(path)
     model = store.catalog.models.get(match["model_name"]) if match else None
-    if match is None or model is None:
+    if match is None or model is None or model.is_retired:
         return None
-    keys = model.serving.group_keys_by_symbol.get(comparable_symbol(match["symbol"]), ())
+    keys_by_symbol = model.serving.group_keys_by_symbol
+    keys = keys_by_symbol.get(comparable_symbol(match["symbol"])) or keys_by_symbol.get(ALL_SYMBOLS, ())
     if len(keys) != 1:
         return None
     group = model.serving.groups[keys[0]]
@@ -153,7 +154,7 @@ def is_known(etag: str, known_tags: tuple[str, ...]) -> bool:
 def _serves_other(catalog: Catalog, served: Served) -> bool:
     """Whether the model now serves other content for the group, or none."""
     model = catalog.models.get(served.version.model_name)
-    group = model.serving.groups.get(served.group.group_key) if model else None
+    group = model.serving.groups.get(served.group.group_key) if model and not model.is_retired else None
     return group is None or group.payload_sha256 != served.group.payload_sha256
 
 

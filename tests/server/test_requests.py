@@ -6,6 +6,7 @@ import pytest
 from waitress.adjustments import Adjustments
 
 from mmserver.server import requests
+from mmserver.server.bodies import BodyRules
 from mmserver.server.requests import FIELDS_OF_HEAD, MAX_HEAD_BYTES, KnownHeads, Request
 
 MAX_BODY_BYTES = 1000
@@ -17,7 +18,7 @@ OWN = {"begun_at", "completed_at", "body_rcv", "_known_heads"}
 
 def read(data: bytes, known: KnownHeads, trusted_hosts: frozenset[str] = frozenset()) -> Request:
     """What comes of the bytes, in one piece as they arrive."""
-    request = Request(MAX_BODY_BYTES, trusted_hosts, known, ADJUSTMENTS)
+    request = Request(BodyRules(MAX_BODY_BYTES), trusted_hosts, known, ADJUSTMENTS)
     while data and not request.completed:
         data = data[request.received(data) :]
     return request
@@ -65,9 +66,9 @@ def test_a_head_that_was_read_before_gives_the_same_request_in_every_attribute(
 @pytest.mark.parametrize("data", WHOLE)
 def test_the_fields_that_are_kept_are_all_that_a_head_sets(data: bytes) -> None:
     """Otherwise a head from memory would lack something, and no other test knows what."""
-    request = Request(MAX_BODY_BYTES, (), KnownHeads(), ADJUSTMENTS)
+    request = Request(BodyRules(MAX_BODY_BYTES), (), KnownHeads(), ADJUSTMENTS)
     request._parse_strictly(data.lstrip().partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
-    before = vars(Request(MAX_BODY_BYTES, (), KnownHeads(), ADJUSTMENTS))
+    before = vars(Request(BodyRules(MAX_BODY_BYTES), (), KnownHeads(), ADJUSTMENTS))
     set_by_head = {name for name, value in vars(request).items() if name not in before or before[name] != value}
     assert set_by_head - {"begun_at", "_known_heads", "body_rcv"} <= set(FIELDS_OF_HEAD)
 
@@ -101,7 +102,7 @@ def test_a_head_that_was_refused_is_refused_every_time(data: bytes, trusted_host
 def test_heads_that_say_less_than_all_or_are_long_are_not_kept(field: bytes) -> None:
     known = KnownHeads()
     for _ in range(2):
-        request = Request(MAX_BODY_BYTES, (), known, ADJUSTMENTS)
+        request = Request(BodyRules(MAX_BODY_BYTES), (), known, ADJUSTMENTS)
         request.received(b"POST /a HTTP/1.1\r\n" + HOST + field + b"\r\n\r\n")
         assert request.error is None
         assert request.headers_finished
@@ -125,7 +126,7 @@ def test_bodies_under_one_head_are_each_their_own() -> None:
     made = [read(head + body, known) for body in bodies]
     assert [request.body() for request in made] == bodies
     assert [request.get_body_stream().read() for request in made] == bodies
-    half = Request(MAX_BODY_BYTES, (), known, ADJUSTMENTS)
+    half = Request(BodyRules(MAX_BODY_BYTES), (), known, ADJUSTMENTS)
     assert half.received(head + b"x") == len(head)
     half.received(b"x")
     assert not half.completed

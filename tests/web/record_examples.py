@@ -3,7 +3,7 @@
     ./start.sh --demo --background && .venv/bin/mmserver demo data/demo --retrain
     python tests/web/record_examples.py http://127.0.0.1:6300 > mmserver/web/api_description/examples.json
 
-Requests are whole; of answers, long lists and texts are shortened. It removes the model `demo2`, which it registers.
+Requests are whole; of answers, long lists and texts are shortened. It removes the models `demo2` and `hybrid`, which it registers.
 """
 
 import json
@@ -15,9 +15,12 @@ import httpx
 
 from mmserver.web.api_description.contents import OPERATIONS
 from mmserver.web.api_description.document import path_of
+from mmserver.web.api_description.registry import REGISTRY
 
 MAX_ITEMS, MAX_TEXT, MAX_FIELDS = 2, 160, 30
-LAST = {"register_model": 1, "remove_model": 2}
+LAST = {"register_model": 1, "retire_registry_version": 1, "remove_model": 2, "delete_registry_version": 2}
+HYBRID = {"model_name": "hybrid", "version": "1.2.0"}
+PAST = {"retire_registry_version": "1.1.0", "delete_registry_version": "1.1.0"}
 SHOWN_ROOT = "/srv/models"
 KNOWN = {"model_name": "demo", "symbol": "SP500", "venue": "binance-futures", "name": "demo.SP500", "version": "latest"}
 
@@ -66,8 +69,13 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
         "invoke_model": table,
         "invoke_version": table,
     }
+    bodies |= registry_bodies(client, item["root_path"], factors)
     csv = ",".join(factors) + "\n" + ",".join(map(str, vector)) + "\n"
-    queries: dict[str, Any] = {"diff_versions": {"from": old, "to": new}, "list_versions": {"limit": 1}}
+    queries: dict[str, Any] = {
+        "diff_versions": {"from": old, "to": new},
+        "list_versions": {"limit": 1},
+        "compare_registry_versions": {"version1": "1.0.0", "version2": "1.1.0"},
+    }
     examples: dict[str, Any] = {}
     for operation in sorted(OPERATIONS, key=lambda operation: LAST.get(operation.name, 0)):
         name = operation.name
@@ -76,6 +84,7 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
             "model_name": {"invoke_model": "demo.SP500", "invoke_version": "demo.SP500", "remove_model": "demo2"}.get(
                 name, "demo"
             ),
+            **({**HYBRID, "version": PAST.get(name, "1.2.0")} if operation.tag == REGISTRY else {}),
         }
         address = path_of(operation.rule).format(**known)
         response = client.request(operation.method, address, params=queries.get(name), json=bodies.get(name))
@@ -91,8 +100,28 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
             same = client.post(address, content=csv, headers={"Content-Type": "text/csv"}).raise_for_status()
             assert same.content == response.content
             examples[name]["request_csv"] = csv
+    client.delete("/api/models/hybrid").raise_for_status()
     text = json.dumps(examples).replace(root, SHOWN_ROOT)
     return dict(sorted(json.loads(text).items()))
+
+
+def registry_bodies(client: httpx.Client, root: str, factors: list[str]) -> dict[str, Any]:
+    """What is sent to the registry, once two versions are there and were in production one after the other."""
+    address = "/api/ml/registry/models"
+    said = {"description": "Five days of the S&P 500", "training_params": {"n_estimators": 120, "max_depth": 4}}
+    for version, symbol, ic in (("1.0.0", "SP500", 0.031), ("1.1.0", "NASDAQ", 0.034)):
+        path = f"{root}/{symbol}_ret_5d_model.pkl"
+        body = {"name": "hybrid", "version": version, "path": path, "metrics": {"ic": ic}, **said}
+        client.post(address, json=body).raise_for_status()
+        client.post(f"{address}/hybrid/{version}/promote").raise_for_status()
+    path = f"{root}/SP500_ret_5d_model.pkl"
+    new = {"name": "hybrid", "version": "1.2.0", "path": path, "metrics": {"ic": 0.036}, "factors": factors, **said}
+    return {
+        "register_version": new,
+        "set_registry_stage": {"stage": "Staging"},
+        "describe_registry_version": {"description": "The same with better factors", "tags": {"desk": "equity"}},
+        "update_registry_metrics": {"metrics": {"sharpe": 1.4, "ic": None}},
+    }
 
 
 if __name__ == "__main__":

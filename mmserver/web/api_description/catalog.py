@@ -81,7 +81,7 @@ OPERATIONS: tuple[Operation, ...] = (
             ),
         ),
         answers=(Answer.json(bodies.RefreshResult, "What changed."),),
-        errors=(errors.ModelNotFound, errors.ArtifactInvalid, *_OF_A_LOOK, *OF_A_CHANGE),
+        errors=(errors.ModelNotFound, errors.WrongModelKind, errors.ArtifactInvalid, *_OF_A_LOOK, *OF_A_CHANGE),
     ),
     Operation(
         "GET", "/api/models/<model_name>/symbols", "list_symbols", GROUPS, "Every group of a version",
@@ -162,7 +162,7 @@ OPERATIONS: tuple[Operation, ...] = (
         description="Until the files change again. A rollback makes no version.",
         body=Body.json(RollbackModel),
         answers=(Answer.json(ModelItem, "The model, which serves that version."),),
-        errors=(errors.ModelNotFound, errors.VersionNotFound, *OF_A_CHANGE),
+        errors=(errors.ModelNotFound, errors.VersionNotFound, errors.PinnedByStage, *OF_A_CHANGE),
     ),
     Operation(
         "GET", "/api/venues", "list_venues", VENUES, "Every venue that has thresholds",

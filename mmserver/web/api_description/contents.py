@@ -6,7 +6,15 @@ from importlib import metadata, resources
 from typing import Any
 
 from mmserver.settings import Settings
-from mmserver.web.api_description import catalog, health, listings, open_inference, predictions, scoring
+from mmserver.web.api_description import (
+    catalog,
+    health,
+    listings,
+    open_inference,
+    predictions,
+    registry,
+    scoring,
+)
 from mmserver.web.api_description.document import build_document
 from mmserver.web.api_description.operations import Operation
 from mmserver.web.api_description.prediction_bodies import REFERRED_TO
@@ -16,6 +24,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *predictions.OPERATIONS,
     *listings.OPERATIONS,
     *catalog.OPERATIONS,
+    *registry.OPERATIONS,
     *open_inference.OPERATIONS,
     *scoring.OPERATIONS,
     *health.OPERATIONS,
@@ -26,6 +35,7 @@ TAGS: Mapping[str, str] = {
     catalog.MODELS: "Directories of artifacts that are watched and served.",
     catalog.GROUPS: "What a version of a model holds for each symbol.",
     catalog.VERSIONS: "A model through time.",
+    registry.REGISTRY: "Versions that are registered one by one, and stages of all models.",
     catalog.VENUES: "Order-size thresholds by venue and symbol.",
     open_inference.OPEN_INFERENCE: "For the clients of that protocol: tensors in, tensors out.",
     scoring.SCORING: "For the clients of MLflow and SageMaker: a table in, predictions out.",
@@ -42,7 +52,7 @@ A model manager and model server for trading models.
   under `/invocations` `{{"error_code", "message", "code", "request_id"}}`. 503 carries `Retry-After`.
 - Every response has `X-Request-ID`. Times are RFC 3339 UTC.
 - Symbols compare without `/`, `-`, `_`, `:` and case: `btc-usdt` finds `BTCUSDT`. In a path, a slash may be written as it is.
-- A version is named by its label, or as `latest` or `production`; `as_of` is a time and means what was served then.
+- A version is named by its label, or as `latest`, `production` or `staging`; `as_of` is a time and means what was served then.
 - `GET` routes answer `HEAD` too. What is no HTTP, too long or too slow is refused before it reaches a route: 408, 414, 431,
   501, 505; an address that there is not is 404, a method that it does not take 405.
 """

@@ -32,7 +32,7 @@ class MlModel(msgspec.Struct):
 
     name: str
     version: str
-    stage: Literal["Production"]
+    stage: Literal["Production", "Staging", "Archived", "None"]
     model_type: str | None
     metrics: dict[str, Any]
     size_mb: float
@@ -60,7 +60,7 @@ class GatewayVersion(msgspec.Struct):
     """One version of a model."""
 
     version: str
-    status: Literal["production", "archived"]
+    status: Literal["production", "staging", "archived", "none"]
     accuracy: float | None
     training_date: str | None
 

@@ -132,14 +132,14 @@ PATH_PARAMETERS: Mapping[str, Parameter] = {
         example="demo.SP500",
     ),
     "version": Parameter(
-        "version", "A version: its label, `latest` or `production`.", TEXT, "path", is_required=True, example="latest"
+        "version", "A version: its label, `latest`, `production` or `staging`.", TEXT, "path", is_required=True, example="latest"
     ),
 }  # fmt: skip
 QUERY_TEXT: Schema = {"type": "string", "maxLength": 512, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}
 """Printable, as far as a pattern of every dialect can say it."""
 VERSION = Parameter(
     "version",
-    "A version's label, `latest` or `production`; without it what is served now.",
+    "A version's label, `latest`, `production` or `staging`; without it what is served now.",
     QUERY_TEXT,
     example="latest",
 )
