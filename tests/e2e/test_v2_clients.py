@@ -17,6 +17,8 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
+from tests.windows import window_outputs, write_plugin, write_window
+
 NAME = "alpha.BTCUSDT"
 INFER = f"/v2/models/{NAME}/infer"
 HEADER = "Inference-Header-Content-Length"
@@ -121,6 +123,24 @@ def test_triton_sees_health_metadata_configuration_and_statistics(client: Any) -
     [stats] = client.get_inference_statistics(NAME, version)["model_stats"]
     assert (stats["name"], stats["version"]) == (NAME, version)
     assert NAME in [found["name"] for found in client.get_inference_statistics()["model_stats"]]
+
+
+def test_triton_infers_windows_of_timesteps(servers: Any, tmp_path: Path) -> None:
+    weights = write_window(tmp_path / "net", "BTCUSDT_ret_1h", (60, 110))
+    server = servers.start("--plugins-dir", write_plugin(tmp_path / "plugins"))
+    server.register("net", tmp_path / "net")
+    windows = np.random.default_rng(5).normal(size=(3, 60, 110)).astype(np.float32)
+    expected = window_outputs(weights, windows)[:, 0]
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        assert client.get_model_metadata("net")["inputs"][0]["shape"] == [-1, 60, 110]
+        assert client.get_model_config("net")["input"][0]["dims"] == [-1, 60, 110]
+        for binary_in in (True, False):
+            for n_rows in (1, 3):  # one row may be answered by the thread of all connections
+                sent = windows[:n_rows]
+                result = client.infer("net.BTCUSDT", [features(sent, binary=binary_in)])
+                assert result.as_numpy("prediction").tobytes() == expected[:n_rows].tobytes()
+        with pytest.raises(InferenceServerException, match=r"takes \[-1,60,110\]"):
+            client.infer("net", [features(windows.reshape(3, -1))])
 
 
 def test_triton_is_told_what_is_wrong(client: Any) -> None:
