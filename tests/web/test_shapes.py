@@ -1,6 +1,7 @@
 """Models whose one row is several timesteps: every protocol gives what the model gives, and refuses any other shape."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,3 +304,88 @@ def test_a_shape_that_does_not_fit_is_refused_by_name(web: Any, tmp_path: Path, 
     answer = web.client.post("/api/models", json={"model_name": "wrong", "root_path": str(tmp_path)})
     assert answer.status_code == 400
     assert "BTCUSDT_ret_1h" in answer.json["detail"]
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+def write_network(directory: Path, group_key: str, output: str, *, has_softmax: bool, info: dict[str, Any]) -> Any:
+    """A network of 60 × 110 inputs and three classes, as the `onnx` package makes it; its weights, 6600 × 3."""
+    onnx = pytest.importorskip("onnx", reason="the networks are made with the onnx package")
+    from onnx import TensorProto, helper
+
+    weights = np.random.default_rng(11).normal(scale=0.02, size=(N_FEATURES, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["features"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["scores" if has_softmax else output]),
+    ]
+    if has_softmax:
+        nodes.append(helper.make_node("Softmax", ["scores"], [output]))
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", *SHAPE])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor("weights", TensorProto.FLOAT, weights.shape, weights.tobytes(), raw=True)],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(made)
+    directory.mkdir(parents=True)
+    (directory / f"{group_key}_model.onnx").write_bytes(made.SerializeToString())
+    (directory / f"{group_key}_info.pkl").write_bytes(pickle.dumps(info))
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("output", "has_softmax", "info", "has_confidence"),
+    [
+        pytest.param("probabilities", True, {}, True, id="probabilities"),
+        pytest.param("logits", False, {}, True, id="logits"),
+        pytest.param("dense_2", False, {"output": "logits"}, True, id="the info says logits"),
+        pytest.param("dense_2", True, {"task": "classification"}, True, id="a classifier whose rows sum to 1"),
+        pytest.param("dense_2", False, {"task": "classification"}, False, id="a classifier of any numbers"),
+    ],
+)
+def test_a_network_of_onnx_is_predicted_with_the_confidence_that_it_gives_ground_for(
+    make_web: Callable[..., Any],
+    tmp_path: Path,
+    output: str,
+    has_softmax: bool,
+    info: dict[str, Any],
+    has_confidence: bool,
+) -> None:
+    written = write_network(
+        tmp_path / "net",
+        "BTCUSDT_label",
+        output,
+        has_softmax=has_softmax,
+        info={**info, "classes": ["SELL", "HOLD", "BUY"]},
+    )
+    web = make_web(tmp_path / "data")
+    registering.register_model(web.store, "net", str(tmp_path / "net"), TEST)
+    logits = WINDOWS.reshape(3, -1).astype(np.float64) @ written
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for window, row in zip(WINDOWS, shares, strict=True):
+        found = predict(web, numbers(window))["prediction"]
+        assert found["direction"] == ["SELL", "HOLD", "BUY"][int(row.argmax())]
+        assert found["confidence"] == found["probability"]
+        assert found["confidence"] == (pytest.approx(row.max(), abs=1e-5) if has_confidence else None)
+    assert predict(web, numbers(WINDOWS[0]), 422, explain=True)["code"] == "not_explainable"
+    expected = shares if has_softmax else logits
+    scored = web.client.post("/models/net/invocations", json={"instances": numbers(WINDOWS)}).json["predictions"]
+    assert np.array(scored) == pytest.approx(expected, abs=1e-4)
+    inferred = infer(web, WINDOWS.shape, numbers(WINDOWS)).json["outputs"][0]
+    assert (inferred["name"], inferred["shape"]) == (output, [3, 3])
+    assert inferred["data"] == np.array(scored, np.float32).reshape(-1).tolist()
+
+
+def test_three_numbers_of_onnx_that_nothing_explains_are_given_raw_and_no_direction(
+    make_web: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_network(tmp_path / "net", "BTCUSDT_label", "dense_2", has_softmax=False, info={})
+    web = make_web(tmp_path / "data")
+    registering.register_model(web.store, "net", str(tmp_path / "net"), TEST)
+    problem = predict(web, numbers(WINDOWS[0]), 422)
+    assert problem["code"] == "not_interpretable"
+    assert "logits" in problem["detail"]
+    assert infer(web, WINDOWS.shape, numbers(WINDOWS)).status_code == 200
