@@ -95,8 +95,8 @@ class _Distance:
     def is_beyond(self, conversion: Conversion) -> NDArray[np.bool_]:
         """Which rows have a number beyond the tolerance."""
         allowed = conversion.absolute + conversion.relative * self._sizes
-        beyond: NDArray[np.bool_] = ~(self._distances <= allowed).all(axis=1)
-        return beyond
+        within: NDArray[np.bool_] = np.all(self._distances <= allowed, axis=1)
+        return ~within
 
 
 def _class_agreement(theirs: FloatRows, ours: FloatRows) -> float:
