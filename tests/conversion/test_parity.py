@@ -1,0 +1,85 @@
+"""What counts as the same prediction of a converted model, and what does not."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmserver.conversion.parity import ParityReport, compared
+from mmserver.formats import Conversion
+
+INF, NAN = float("inf"), float("nan")
+
+
+def report(theirs: list[list[float]], ours: list[list[float]], **tolerance: float) -> ParityReport:
+    conversion = Conversion(source="torch 2.13", **{"absolute": 0.5, "relative": 0.0, **tolerance})
+    expected, found = ({"out": np.array(rows, np.float32)} for rows in (theirs, ours))
+    return compared(expected, found, conversion, "onnx")
+
+
+def test_equal_numbers_pass_with_no_difference() -> None:
+    found = report([[1.0, 2.0], [NAN, INF]], [[1.0, 2.0], [NAN, INF]])
+    assert (found.passed, found.n_rows, found.n_beyond, found.max_abs_difference) == (True, 2, 0, 0.0)
+
+
+def test_the_largest_differences_are_told_and_within_the_tolerance_they_pass() -> None:
+    found = report([[1.0], [-4.0]], [[1.25], [-4.5]])
+    assert (found.max_abs_difference, found.max_rel_difference, found.n_beyond, found.passed) == (0.5, 0.25, 0, True)
+
+
+def test_one_row_beyond_fails_unless_a_share_may_be() -> None:
+    rows = [[1.0], [1.0], [1.0], [1.0]], [[1.0], [2.0], [1.0], [1.0]]
+    assert (report(*rows).n_beyond, report(*rows).passed) == (1, False)
+    assert report(*rows, max_share_beyond=0.25).passed
+    assert not report(*rows, max_share_beyond=0.2).passed
+
+
+def test_the_relative_part_grows_with_the_source_s_number() -> None:
+    assert report([[1000.0]], [[1001.0]], absolute=0.0, relative=0.01).passed
+    assert not report([[10.0]], [[11.0]], absolute=0.0, relative=0.01).passed
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        pytest.param(1.0, NAN, id="ours_nan"),
+        pytest.param(NAN, 1.0, id="theirs_nan"),
+        pytest.param(INF, 1.0, id="theirs_infinite"),
+        pytest.param(1.0, INF, id="ours_infinite"),
+        pytest.param(INF, -INF, id="other_infinity"),
+    ],
+)
+def test_what_is_not_finite_on_one_side_only_is_beyond_any_tolerance(theirs: float, ours: float) -> None:
+    found = report([[theirs]], [[ours]], absolute=1e30, relative=1e30)
+    assert (found.passed, found.n_beyond, found.max_abs_difference) == (False, 1, None)
+
+
+def test_class_agreement_is_the_share_of_rows_with_the_largest_number_in_the_same_place() -> None:
+    found = report([[0.4, 0.6], [0.9, 0.1], [0.5, 0.4], [0.1, 0.8]], [[0.6, 0.4], [0.9, 0.1], [0.5, 0.4], [0.1, 0.8]])
+    assert found.class_agreement == 0.75
+    assert report([[1.0]], [[1.0]]).class_agreement is None
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        pytest.param({}, "out: the source gives .*, the converted model nothing", id="no_output"),
+        pytest.param({"out": np.zeros((2, 3), np.float32)}, r"\(2, 2\).*\(2, 3\)", id="other_width"),
+    ],
+)
+def test_what_cannot_be_compared_fails_and_is_said(found: dict[str, Any], says: str) -> None:
+    result = compared({"out": np.zeros((2, 2), np.float32)}, found, Conversion(source="torch"), "onnx")
+    assert (result.passed, result.n_beyond, result.max_abs_difference) == (False, 2, None)
+    assert result.note is not None
+    assert re.search(says, result.note)
+
+
+def test_no_rows_prove_nothing() -> None:
+    empty = {"out": np.zeros((0, 1), np.float32)}
+    assert not compared(empty, empty, Conversion(source="torch"), "onnx").passed
+
+
+def test_further_outputs_of_the_converted_model_do_not_matter() -> None:
+    out = np.zeros((2, 1), np.float32)
+    assert compared({"out": out}, {"out": out, "state": out}, Conversion(source="torch"), "onnx").passed
