@@ -3,13 +3,13 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from mmserver.conversion.graph_rewriting import opened
+from mmserver.conversion.graph_rewriting import opened_for
 from mmserver.formats import FloatRows
 
 N_ROUNDS = 200
@@ -60,25 +60,20 @@ def timing_of(taken_s: list[float]) -> Timing:
 
 def timed_models(
     models: Mapping[str, bytes],
-    row: FloatRows,
+    rows: FloatRows,
     *,
     beside: Mapping[str, Callable[[], object]] = _PLAIN,
     n_rounds: int = N_ROUNDS,
 ) -> dict[str, Timing]:
-    """One row through each ONNX model, in this process and on one thread; `beside` are other calls in the same rounds.
+    """The first row through each ONNX model, in this process and on one thread; `beside` are other calls in the same rounds.
 
     Shapes:
-        row: its numbers, in any shape.
+        rows: at least one; n_rows × n_features, or n_rows × the shape of a row.
 
     Raises:
-        Undecodable: a model that cannot be run.
+        Undecodable: a model that cannot be run, or not on such a row.
     """
-    flat = np.ascontiguousarray(row, np.float32).reshape(1, -1)
+    row = np.ascontiguousarray(rows[:1], np.float32)
     calls: dict[str, Callable[[], object]] = dict(beside)
-    for name, content in models.items():
-        calls[name] = _call(opened(content, input_shape=row.shape[1:] if len(row) == 1 else None), flat)
+    calls.update((name, partial(opened_for(content, row).run, row)) for name, content in models.items())
     return timed(calls, n_rounds=n_rounds)
-
-
-def _call(runner: Any, flat: FloatRows) -> Callable[[], object]:
-    return lambda: runner.run(flat)

@@ -76,7 +76,7 @@ def optimized(
     forms = {variant: _form(content, variant, judging.rows, calibration) for variant in variants}
     models = {_SOURCE: content}
     models.update((name, form.content) for name, form in forms.items() if form.content and form.outputs)
-    timings = timed_models(models, judging.rows[:1], n_rounds=n_rounds)
+    timings = timed_models(models, judging.rows, n_rounds=n_rounds)
     found = []
     for variant, form in forms.items():
         report = Optimised(
