@@ -99,7 +99,7 @@ def _read_path(where: str, path_text: str, settings: Settings, left_bytes: int) 
         raise
     except ArtifactUnstable as error:
         if error.values["reason"] == "vanished":
-            _refuse(where, "no such file on the server", error)
+            _refuse(where, f"no such file: {path_text!r}"[:300], error)
         raise
 
 
