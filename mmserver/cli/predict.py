@@ -1,30 +1,28 @@
 """`mmserver predict`: predictions from the command line, of the models in a data directory, with or without a server beside it."""
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmserver.cli.feature_files import read_features, rows_from_features
 from mmserver.cli.options import json_option, with_settings
 from mmserver.cli.output import print_rows, shown
-from mmserver.errors import MmserverError, RequestInvalid
+from mmserver.errors import MmserverError
 from mmserver.settings import Settings
 
 if TYPE_CHECKING:
-    from mmserver.formats import FloatRows
+    import numpy as np
+
+    from mmserver.serving.features import RowLayout
     from mmserver.serving.predictions import Prediction, Resolved, Serving
-    from mmserver.serving.tables import Table
 
 COLUMNS = ("row", "direction", "confidence", "probability", "expected_return", "model_version")
 CONTRIBUTION_COLUMNS = ("row", "output", "factor", "value", "contribution")
 BASE = "(base)"
-STDIN = "-"
-_PARQUET_MAGIC = b"PAR1"
 
 
 @click.command()
@@ -35,7 +33,8 @@ _PARQUET_MAGIC = b"PAR1"
     required=True,
     metavar="FILE",
     help="CSV with a header of factor names in any order, or JSON: an array of numbers in the model's order, an object by "
-    "factor name, or an array of either; or Parquet. One prediction a row. `-` is the standard input.",
+    "factor name, or an array of either; or Parquet. One prediction a row. For a model with timesteps a table of these, or "
+    "nested JSON. `-` is the standard input.",
 )
 @click.option("--version", metavar="LABEL", help="Another version than the one that is served.")
 @click.option("--explain", is_flag=True, help="Show what each factor contributes.")
@@ -47,17 +46,14 @@ def predict(
     """Predict SYMBOL with MODEL. With --json one line for each row: what `POST /predict` answers."""
     from mmserver.app import open_store
     from mmserver.serving.predictions import Serving
-    from mmserver.serving.tables import rows_from_table, unused_columns
 
-    table = _table_from_bytes(_read(features))
-    if not table.n_rows:
-        raise RequestInvalid("there are no rows to predict for")
+    data = read_features(features)
     with open_store(settings, owns_data_dir=False) as store:
         serving = Serving(store)
         resolved = serving.resolve(symbol, model, version)
-        factors = resolved.group.factors
-        rows = rows_from_table(table, factors, max_rows=None)
-        if unused := unused_columns(table, factors):
+        layout = serving.loaded(resolved).layout
+        rows, unused = rows_from_features(data, layout)
+        if unused:
             click.echo(f"not used: {shown(unused)}", err=True)
         started_ns = time.perf_counter_ns()
         answers = _predicted(serving, resolved, symbol, rows, explain=explain)
@@ -68,41 +64,14 @@ def predict(
     print_rows(map(_row, range(len(predictions)), predictions), COLUMNS, as_json=False)
     if explain:
         click.echo()
-        print_rows(_contributions(factors, rows, predictions), CONTRIBUTION_COLUMNS, as_json=False)
+        print_rows(_contributions(layout, rows, predictions), CONTRIBUTION_COLUMNS, as_json=False)
 
 
-# --- what is given ----------------------------------------------------------------------------------------------------
-
-
-def _read(features: str) -> bytes:
-    try:
-        return sys.stdin.buffer.read() if features == STDIN else Path(features).read_bytes()
-    except OSError as error:
-        raise click.BadParameter(f"{shown(features)}: {error.strerror}", param_hint="--features") from error
-
-
-def _table_from_bytes(data: bytes) -> "Table":
-    """JSON if it begins as such, Parquet by its magic number, else CSV."""
-    from mmserver.serving.tables import table_from_csv, table_from_records, table_from_rows
-
-    if data.startswith(_PARQUET_MAGIC):
-        from mmserver.serving.parquet_tables import table_from_parquet
-
-        return table_from_parquet(data)
-    if not data.lstrip().startswith((b"[", b"{")):
-        return table_from_csv(data)
-    from mmserver.web.plain_json import strict_document
-
-    document = strict_document(data)
-    is_rows = isinstance(document, list) and (not document or isinstance(document[0], list | dict))
-    rows = document if is_rows else [document]
-    if rows and isinstance(rows[0], dict):
-        return table_from_records(rows, "features")
-    return table_from_rows(rows, "features")
+# --- what is predicted ------------------------------------------------------------------------------------------------
 
 
 def _predicted(
-    serving: "Serving", resolved: "Resolved", symbol: str, rows: "FloatRows", *, explain: bool
+    serving: "Serving", resolved: "Resolved", symbol: str, rows: "np.ndarray[Any, Any]", *, explain: bool
 ) -> "list[Prediction | MmserverError]":
     """A prediction a row, all of the version that was resolved, as many at once as one request may ask for."""
     from mmserver.serving.predictions import MAX_EXPLAINED_ROWS, Asked
@@ -157,17 +126,29 @@ def _row(row: int, prediction: "Prediction") -> dict[str, Any]:
 
 
 def _contributions(
-    factors: Sequence[str], rows: "FloatRows", predictions: "Sequence[Prediction]"
+    layout: "RowLayout", rows: "np.ndarray[Any, Any]", predictions: "Sequence[Prediction]"
 ) -> Iterator[dict[str, Any]]:
     """What moved each row's margin, most first, and the base that it starts from; of each output where there are several."""
     for row, prediction in enumerate(predictions):
         found = prediction.contributions or {}
-        values = dict(zip(factors, rows[row].tolist(), strict=True))
+        values = rows[row].reshape(layout.row_shape)
         for output, entry in enumerate(found.get("outputs", [found])):
             told = {"row": row, "output": output}
             yield {**told, "factor": BASE, "value": None, "contribution": entry["base"]}
-            for factor, moved in sorted(entry["factors"].items(), key=lambda item: -abs(item[1])):
-                yield {**told, "factor": factor, "value": _none_if_nan(values[factor]), "contribution": moved}
+            for name, value, moved in sorted(_moved(layout, values, entry["factors"]), key=lambda item: -abs(item[2])):
+                yield {**told, "factor": name, "value": _none_if_nan(value), "contribution": moved}
+
+
+def _moved(
+    layout: "RowLayout", values: "np.ndarray[Any, Any]", moved_by_factor: dict[str, Any]
+) -> Iterator[tuple[str, float, float]]:
+    """Each factor, its value and what it contributed; with timesteps each of them, as `name[timestep]`."""
+    import numpy as np
+
+    for dim, factor in enumerate(layout.factors):
+        moved = np.asarray(moved_by_factor[factor])
+        for place in np.ndindex(moved.shape):
+            yield factor + "".join(f"[{at}]" for at in place), float(values[(*place, dim)]), float(moved[place])
 
 
 def _none_if_nan(value: float) -> float | None:

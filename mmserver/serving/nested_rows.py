@@ -1,5 +1,6 @@
 """Rows of models whose input is not flat, as scoring requests nest them: `instances` or `inputs` of n × timesteps × features."""
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final, NoReturn
@@ -31,7 +32,16 @@ def rows_from_nested(document: object, row_shape: tuple[int, ...], *, max_rows: 
         refuse_table(field, row_shape)
     if len(value) > max_rows:
         raise TooManyRows(n_rows=len(value), limit=max_rows)
-    cells: list[Any] = value
+    return flat_rows(value, field, row_shape)
+
+
+def flat_rows(rows: list[Any], field: str, row_shape: tuple[int, ...]) -> Numbers:
+    """The same of the bare arrays, which are called `field` where they are refused.
+
+    Raises:
+        FeaturesInvalid
+    """
+    cells: list[Any] = rows
     for depth, size in enumerate(row_shape):
         if not all(isinstance(line, list) and len(line) == size for line in cells):
             _refuse_lines(cells, field, row_shape, depth)
@@ -40,7 +50,7 @@ def rows_from_nested(document: object, row_shape: tuple[int, ...], *, max_rows: 
         wrong = [at for at, cell in enumerate(cells) if type(cell) not in JSON_NUMBERS]
         told = [(_place(field, at, row_shape), f"{_shown(cells[at])} is not a number") for at in wrong[:_MAX_NAMED]]
         _refuse(f"{told[0][0]}: {told[0][1]}", told)
-    return np.array(cells, np.float64).reshape(len(value), -1 if value else int(np.prod(row_shape)))
+    return np.array(cells, np.float64).reshape(len(rows), math.prod(row_shape))
 
 
 def refuse_table(loc: str, row_shape: Sequence[int]) -> NoReturn:

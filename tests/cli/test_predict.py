@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.cli.commands import run
+from tests.windows import window_outputs, write_plugin, write_window
 
 Run = Callable[..., Any]
 FACTORS = ("mom_1h", "vol_1d")
@@ -171,3 +172,67 @@ def test_what_is_not_there_has_its_exit_code(arguments: tuple[str, ...], code: i
     done = run("predict", *arguments, "--data-dir", state, code=code, stdin="[1, 2]")
     assert done.stdout == ""
     assert done.stderr
+
+
+# --- models with timesteps --------------------------------------------------------------------------------------------
+
+WINDOWS = np.random.default_rng(2).normal(size=(2, 4, 3)).astype(np.float32)
+WINDOW_FACTORS = ("factor_0", "factor_1", "factor_2")
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A directory with model `net` of 4 timesteps × 3 factors, and its weights."""
+    place = tmp_path_factory.mktemp("windows")
+    weights = write_window(place / "net", "BTCUSDT_ret_1h", (4, 3), explains=True)
+    plugins = write_plugin(place / "plugins")
+    run("models", "add", "net", place / "net", "--data-dir", place / "data", "--plugins-dir", plugins)
+    return place, weights
+
+
+def predict_windows(place: Path, text: str, *options: str, code: int = 0) -> Any:
+    path = place / "features"
+    path.write_text(text)
+    where = ("--data-dir", place / "data", "--plugins-dir", place / "plugins")
+    return run("predict", "net", "BTCUSDT", "--features", path, *where, *options, code=code)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_rows"),
+    [
+        pytest.param(json.dumps(WINDOWS.tolist()), 2, id="nested"),
+        pytest.param(json.dumps(WINDOWS[0].tolist()), 1, id="one matrix"),
+        pytest.param(json.dumps([dict(zip(WINDOW_FACTORS, line, strict=True)) for line in WINDOWS[0].tolist()]), 1, id="records"),
+        pytest.param("factor_2,x,factor_0,factor_1\n" + "".join(f"{c},9,{a},{b}\n" for a, b, c in WINDOWS[0].tolist()), 1, id="CSV"),
+    ],
+)  # fmt: skip
+def test_windows_of_timesteps_are_predicted_as_the_model_does(
+    windows: tuple[Path, Any], text: str, n_rows: int
+) -> None:
+    place, weights = windows
+    found = [json.loads(line) for line in predict_windows(place, text, "--json").stdout.splitlines() if "{" in line]
+    returns = np.array([answer["prediction"]["expected_return"] for answer in found], np.float32)
+    assert returns.tobytes() == window_outputs(weights, WINDOWS[:n_rows])[:, 0].tobytes()
+
+
+def test_explaining_a_window_shows_each_timestep_of_each_factor(windows: tuple[Path, Any]) -> None:
+    place, weights = windows
+    lines = predict_windows(place, json.dumps(WINDOWS[0].tolist()), "--explain").stdout.splitlines()
+    told = {cells[2]: cells for line in lines if len(cells := line.split()) == 5}
+    assert float(told["factor_1[3]"][3]) == pytest.approx(float(WINDOWS[0, 3, 1]), rel=1e-4)
+    assert float(told["factor_1[3]"][4]) == pytest.approx(float(WINDOWS[0, 3, 1] * weights[0, 3, 1]), rel=1e-4)
+    assert sum(name.startswith("factor_") for name in told) == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("factor_0,factor_1,factor_2\n1,2,3\n", "a table of 4 lines", id="one line"),
+        pytest.param(json.dumps(WINDOWS[0][:3].tolist()), "an array of 4 is expected, found 3", id="short"),
+        pytest.param(json.dumps(WINDOWS.reshape(2, -1).tolist()), "an array of 4 is expected, found 2", id="flat"),
+        pytest.param("[]", "no rows", id="nothing"),
+        pytest.param("factor_0\n1\n", "missing columns", id="columns"),
+    ],
+)
+def test_what_is_no_window_is_refused(windows: tuple[Path, Any], text: str, said: str) -> None:
+    assert said in predict_windows(windows[0], text, code=2).output
