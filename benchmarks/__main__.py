@@ -27,6 +27,7 @@ NAMES = (
     "predict_peers",
     "open_loop",
     "many_models",
+    "optimizer",
 )
 HEADER_LINES = 2
 """Of a table in Markdown."""
