@@ -103,7 +103,7 @@ def trees(n_features: int = N_FEATURES) -> ModelProto:
         [node],
         {"rows": (FLOAT, [BATCH, n_features])},
         {"prediction": (FLOAT, [BATCH, 1])},
-        domains={"ai.onnx.ml": 3, "": 17},
+        domains={"": 17, "ai.onnx.ml": 3},
     )
 
 

@@ -103,6 +103,35 @@ def json_case(request: pytest.FixtureRequest, plugins: Plugins, tmp_path_factory
     return model_case(plugins, path.name, estimator, path.read_bytes())
 
 
+def load_onnx(converted: bytes) -> PredictRows:
+    """ONNX Runtime as somebody else would use it, one row at a time."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(converted, providers=["CPUExecutionProvider"])
+    (taken,) = session.get_inputs()
+    (given,) = session.get_outputs()
+
+    def predict(rows: FloatRows) -> Outputs:
+        alone = [session.run(None, {taken.name: row.reshape(1, *taken.shape[1:])})[0] for row in rows]
+        return {given.name: np.concatenate(alone)}
+
+    return predict
+
+
+@pytest.fixture(params=["dense", "recurrent", "trees"], scope="module")
+def onnx_case(request: pytest.FixtureRequest, plugins: Plugins) -> FormatCase:
+    pytest.importorskip("onnx", reason="graphs are made with the onnx package")
+    import onnx_graphs
+
+    data = onnx_graphs.saved(getattr(onnx_graphs, request.param)())
+    points = ((0, 0.25), (onnx_graphs.N_FEATURES - 1, -0.5)) if request.param == "trees" else ()
+    reference = load_onnx(data)
+    forms = {"onnx": load_onnx}
+    return FormatCase(
+        plugins, "BTC_ret_1d_model.onnx", data, reference=reference, conversions=forms, split_points=points
+    )
+
+
 TEXTS = {
     "BTC_ret_1d_factors.txt": (b"mom_1d\nvol_5d\n", False),
     "BTC_ret_1d_ic.csv": (b"factor,ic,kendall_tau\nmom_1d,0.1,0.05\nvol_5d,,-0.02\n", False),
@@ -122,6 +151,11 @@ def test_a_pickled_xgboost_model_keeps_the_contract(check: Check, pickled_case: 
 @pytest.mark.parametrize("check", CHECKS)
 def test_an_xgboost_json_model_keeps_the_contract(check: Check, json_case: FormatCase) -> None:
     check(json_case)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_an_onnx_model_keeps_the_contract(check: Check, onnx_case: FormatCase) -> None:
+    check(onnx_case)
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -115,7 +115,7 @@ def _warmed_up(claim: ModelFormat) -> str | None:
 def _read(source: ModelSource, claim: ModelFormat) -> ModelFile:
     name = source.file_name
     try:
-        model = claim.read(source)
+        model: object = claim.read(source)
     except Undecodable as error:
         raise ArtifactInvalid(file=name, reason=error.reason, detail=error.detail) from error
     except (ArtifactInvalid, ExtraMissing):

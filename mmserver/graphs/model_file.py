@@ -71,7 +71,7 @@ def model_file_from_onnx(
         conversion=conversion,
         summary={
             **(summary or {}),
-            "graph": msgspec.to_builtins(signature),
+            "graph": msgspec.json.decode(msgspec.json.encode(signature)),
             "runs_together": runs_together,
             "batch_difference": difference,
             "outputs": widths,
