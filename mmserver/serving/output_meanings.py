@@ -37,6 +37,13 @@ _PREDICTION_NAMES = frozenset((PREDICTION, "predictions", "regression", "regress
 _LABEL_WORDS = frozenset(("class", "label", "labels"))
 _LOGIT_WORDS = frozenset(("logit", "logits", "logprob", "logprobs", "logsoftmax"))
 _PROBABILITY_WORDS = frozenset(("prob", "proba", "probas", "probs", "probability", "probabilities", "softmax"))
+_BESIDE = frozenset(
+    ("", "class", "classes", "dense", "direction", "expected", "fc", "forecast", "head", "linear", "log", "mean", "model", "out", "output",
+     "outputs", "pred", "predicted", "signal")
+)  # fmt: skip
+"""Words that change nothing beside the others; `probability_of_default`, `prob_down` and `return_volatility` are something else."""
+_COUNTED = re.compile(r"\d+[a-z]{0,3}")
+"""A number, or a horizon such as `5d`."""
 
 
 class ClassOutput(NamedTuple):
@@ -72,9 +79,10 @@ def meanings_of_outputs(
     found = _class_output(others, stated, is_classifier=is_classifier, widths=widths)
     if found is not None and widths[found.name] == 1 and head is not None:
         return Meanings(None, None)  # two heads of one number each: which of them decides?
-    is_one_number = head is None and found is None and len(others) == 1 and widths[others[0]] == 1
-    if is_one_number and (stated == "return" or (not is_classifier and _is_regressor(others[0], objective, info))):
-        head = others[0]
+    plain = PREDICTION if PREDICTION in others else others[0] if len(others) == 1 else None
+    is_one_number = head is None and found is None and plain is not None and widths[plain] == 1
+    if is_one_number and (stated == "return" or (not is_classifier and _is_regressor(str(plain), objective, info))):
+        head = plain
     return Meanings(found, head)
 
 
@@ -138,18 +146,25 @@ def _has_word(text: str, words: Iterable[str]) -> bool:
 
 
 def _kind_by_name(name: str) -> Literal["logits", "probabilities"] | None:
-    words = _words(name)
-    if words & _LOGIT_WORDS or ("log" in words and words & _PROBABILITY_WORDS):
+    words = _telling_words(name)
+    if not words:
+        return None
+    if words <= _LOGIT_WORDS or ("log" in _words(name) and words <= _PROBABILITY_WORDS):
         return "logits"  # softmax gives back the probabilities of their logarithms, too
-    return "probabilities" if words & _PROBABILITY_WORDS else None
+    return "probabilities" if words <= _PROBABILITY_WORDS else None
 
 
 def _is_return(name: str) -> bool:
-    return bool(_words(name) & _RETURN_WORDS)
+    words = _telling_words(name)
+    return bool(words) and words <= _RETURN_WORDS
 
 
 def _is_label(name: str) -> bool:
     return bool(_words(name) & _LABEL_WORDS)
+
+
+def _telling_words(name: str) -> frozenset[str]:
+    return frozenset(word for word in _words(name) if word not in _BESIDE and not _COUNTED.fullmatch(word))
 
 
 def _words(name: str) -> frozenset[str]:

@@ -499,6 +499,7 @@ def test_three_numbers_of_which_nothing_says_that_they_are_classes_are_refused(d
     ("objective", "name", "info"),
     [
         pytest.param("", "predicted_return", {}, id="name"),
+        pytest.param("", "return_5d", {}, id="horizon"),
         pytest.param("", "output", {"output": "return"}, id="output"),
         pytest.param("regression", "output", {}, id="objective"),
         pytest.param("", "output", {"loss": "MSELoss", "task": "regression"}, id="task"),
@@ -533,6 +534,29 @@ def test_one_number_of_which_nothing_says_that_it_is_a_return_is_refused(
 ) -> None:
     with pytest.raises(NotInterpretable, match="nothing says"):
         decided(model(objective, kind="onnx"), {name: [0.7]}, info=info)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        pytest.param({"prob_down": [0.7]}, id="another class"),
+        pytest.param({"prob_up": [0.7], "prob_down": [0.3]}, id="one output a class"),
+        pytest.param({"regime_probabilities": [0.2, 0.3, 0.5]}, id="other classes"),
+        pytest.param({"regime_logits": [0.2, 0.3, 0.5]}, id="logits of other classes"),
+        pytest.param({"return_volatility": [0.7]}, id="what is of a return"),
+        pytest.param({"return_1h": [0.7], "return_1d": [-0.2]}, id="two horizons"),
+    ],
+)
+def test_a_name_that_says_more_than_what_an_output_is_decides_nothing(
+    decided: Any, outputs: dict[str, list[float]]
+) -> None:
+    with pytest.raises(NotInterpretable, match="nothing says"):
+        decided(model("", kind="onnx"), outputs)
+
+
+def test_a_prediction_is_the_return_whatever_stands_beside_it(decided: Any) -> None:
+    outputs = {"margin": [0.1, 0.2], "prediction": [-0.5], "variance": [2.0]}
+    assert decided(model("linear", kind="net"), outputs) == Decision("SELL", None, None, -0.5)
 
 
 def test_one_number_is_the_second_class_where_something_says_so(decided: Any) -> None:
