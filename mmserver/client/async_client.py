@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -97,7 +97,7 @@ class ModelClient(ClientParts, Calls, AsyncCaller):
         finally:
             flow.close()
 
-    async def iterate(self, flow: Flow[None]) -> AsyncIterator[Any]:
+    async def iterate(self, flow: Flow[None]) -> AsyncGenerator[Any, None]:
         """What a flow finds, until it ends or the client is closed."""
         try:
             step = next(flow)

@@ -2,7 +2,7 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from mmserver.client import downloads, inference, models, predicting, registry
@@ -16,7 +16,7 @@ T = TypeVar("T")
 class SyncCaller(ABC):
     """Makes calls in the calling thread."""
 
-    _downloading: Downloading
+    downloading: Downloading
 
     @abstractmethod
     def call(self, call: Call[T]) -> T:
@@ -27,14 +27,14 @@ class SyncCaller(ABC):
         """Make the calls of a flow."""
 
     @abstractmethod
-    def iterate(self, flow: Flow[None]) -> Iterator[Any]:
+    def iterate(self, flow: Flow[None]) -> Generator[Any, None, None]:
         """What a flow finds, as it is found."""
 
 
 class AsyncCaller(ABC):
     """Makes calls in the event loop."""
 
-    _downloading: Downloading
+    downloading: Downloading
 
     @abstractmethod
     async def call(self, call: Call[T]) -> T:
@@ -45,16 +45,29 @@ class AsyncCaller(ABC):
         """Make the calls of a flow."""
 
     @abstractmethod
-    def iterate(self, flow: Flow[None]) -> AsyncIterator[Any]:
+    def iterate(self, flow: Flow[None]) -> AsyncGenerator[Any, None]:
         """What a flow finds, as it is found."""
 
 
-class OneCall(Generic[P, T]):
+class _Method:
+    """A described call that is a method of whichever client it is looked up on."""
+
+    def __init__(self, build: Callable[..., Any]) -> None:
+        self._build = build
+        self.__doc__ = build.__doc__
+
+    def _bind(self, caller: Any, method: Callable[..., Any]) -> Any:
+        """The method, kept in the client itself, where it is found from then on."""
+        bound = functools.wraps(self._build)(method)
+        caller.__dict__[self._build.__name__] = bound
+        return bound
+
+
+class OneCall(_Method, Generic[P, T]):
     """A method that is one call."""
 
     def __init__(self, build: Callable[P, Call[T]]) -> None:
-        self._build = build
-        functools.update_wrapper(self, build)  # type: ignore[arg-type]  # help() and signature() see the described call
+        super().__init__(build)
 
     @overload
     def __get__(self, caller: None, owner: type) -> Self: ...
@@ -65,20 +78,14 @@ class OneCall(Generic[P, T]):
     def __get__(self, caller: Any, owner: type) -> Any:
         if caller is None:
             return self
-        build, call = self._build, caller.call
-
-        def method(*args: P.args, **keywords: P.kwargs) -> Any:
-            return call(build(*args, **keywords))
-
-        return method
+        return self._bind(caller, _calling(caller.call, self._build))
 
 
-class SeveralCalls(Generic[P, T]):
+class SeveralCalls(_Method, Generic[P, T]):
     """A method that is a flow of calls."""
 
     def __init__(self, build: Callable[P, Flow[T]]) -> None:
-        self._build = build
-        functools.update_wrapper(self, build)  # type: ignore[arg-type]
+        super().__init__(build)
 
     @overload
     def __get__(self, caller: None, owner: type) -> Self: ...
@@ -87,15 +94,16 @@ class SeveralCalls(Generic[P, T]):
     @overload
     def __get__(self, caller: AsyncCaller, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
     def __get__(self, caller: Any, owner: type) -> Any:
-        return self if caller is None else lambda *args, **keywords: caller.run(self._build(*args, **keywords))
+        if caller is None:
+            return self
+        return self._bind(caller, _calling(caller.run, self._build))
 
 
-class Download(Generic[P]):
+class Download(_Method, Generic[P]):
     """A method that is a flow of calls around the client's cache."""
 
     def __init__(self, build: Callable[Concatenate[Downloading, P], Flow[ModelDownload]]) -> None:
-        self._build = build
-        functools.update_wrapper(self, build)  # type: ignore[arg-type]
+        super().__init__(build)
 
     @overload
     def __get__(self, caller: None, owner: type) -> Self: ...
@@ -106,26 +114,34 @@ class Download(Generic[P]):
     def __get__(self, caller: Any, owner: type) -> Any:
         if caller is None:
             return self
-        return lambda *args, **keywords: caller.run(self._build(caller._downloading, *args, **keywords))
+        return self._bind(caller, _calling(caller.run, self._build, caller.downloading))
 
 
-class Watch(Generic[P]):
+class Watch(_Method, Generic[P]):
     """A method that gives a model again and again."""
 
     def __init__(self, build: Callable[Concatenate[Downloading, P], Flow[None]]) -> None:
-        self._build = build
-        functools.update_wrapper(self, build)  # type: ignore[arg-type]
+        super().__init__(build)
 
     @overload
     def __get__(self, caller: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, caller: SyncCaller, owner: type) -> Callable[P, Iterator[ModelDownload]]: ...
+    def __get__(self, caller: SyncCaller, owner: type) -> Callable[P, Generator[ModelDownload, None, None]]: ...
     @overload
-    def __get__(self, caller: AsyncCaller, owner: type) -> Callable[P, AsyncIterator[ModelDownload]]: ...
+    def __get__(self, caller: AsyncCaller, owner: type) -> Callable[P, AsyncGenerator[ModelDownload, None]]: ...
     def __get__(self, caller: Any, owner: type) -> Any:
         if caller is None:
             return self
-        return lambda *args, **keywords: caller.iterate(self._build(caller._downloading, *args, **keywords))
+        return self._bind(caller, _calling(caller.iterate, self._build, caller.downloading))
+
+
+def _calling(make: Callable[[Any], Any], build: Callable[..., Any], *first: Any) -> Callable[..., Any]:
+    """A function that builds what its arguments describe, and has it made."""
+
+    def method(*args: Any, **keywords: Any) -> Any:
+        return make(build(*first, *args, **keywords))
+
+    return method
 
 
 class Calls:

@@ -46,7 +46,7 @@ class ClientParts(ABC):
         self._health_timeout_s = health_timeout_s
         self._is_watching_health = False
         cache = None if cache_dir is None else PayloadCache(Path(cache_dir).expanduser())
-        self._downloading = Downloading(self.url, cache, lambda: self._is_watching_health and not self.available)
+        self.downloading = Downloading(self.url, cache, lambda: self._is_watching_health and not self.available)
         self._ssl_context: ssl.SSLContext | None = _ssl_context(verify) if self._requests.address.is_encrypted else None
 
         self._open()

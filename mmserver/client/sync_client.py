@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -92,7 +92,7 @@ class SyncModelClient(ClientParts, Calls, SyncCaller):
         finally:
             flow.close()
 
-    def iterate(self, flow: Flow[None]) -> Iterator[Any]:
+    def iterate(self, flow: Flow[None]) -> Generator[Any, None, None]:
         """What a flow finds, until it ends or the client is closed."""
         try:
             step = next(flow)
