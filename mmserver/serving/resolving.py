@@ -118,7 +118,9 @@ class Resolver:
             told = "name a symbol, a model or both"
             raise FieldsInvalid(reason=told, errors=[{"loc": "symbol", "msg": told}])
         comparable = comparable_symbol(symbol)
-        having = [model for model in remembered.catalog.models.values() if _has(model.serving, comparable)]
+        models = [model for model in remembered.catalog.models.values() if not model.is_retired]
+        having = [model for model in models if comparable in model.serving.group_keys_by_symbol]
+        having = having or [model for model in models if _has(model.serving, comparable)]
         able = [model.name for model in having if _can_predict(model.serving, comparable)]
         names = able or [model.name for model in having]
         default = self._store.settings.default_model

@@ -73,7 +73,7 @@ def tensor_models(catalog: Catalog) -> Iterator[TensorModel]:
     """Everything that is served now and could predict, by name of model and group key."""
     for model in catalog.models.values():
         for group in model.serving.groups.values():
-            if group.can_predict:
+            if group.can_predict and not model.is_retired:
                 yield TensorModel(own_name(model.serving, group), Resolved(model.serving, group))
 
 

@@ -84,7 +84,7 @@ def get_model_page(model_name: str) -> flask.Response:
     """One model: its state, its symbols, what was refused, and its versions."""
     store = current_store()
     model = store.model(model_name)
-    version = asked_version(model_name)
+    version = _shown_version(model)
     listing = listing_from_request(
         flask.request, version.groups.values(), GROUP_COLUMNS, matches=_group_matches, kept=("version", "as_of")
     )
@@ -102,7 +102,7 @@ def get_symbol_page(model_name: str, symbol: str) -> flask.Response:
     """One symbol: every factor with its IC and tau, the info file, the model and its files."""
     store = current_store()
     model = store.model(model_name)
-    version = asked_version(model_name)
+    version = _shown_version(model)
     group = groups.find_group(
         version, symbol, query_text(flask.request, "group_key"), store.model(version.model_name).refusals
     )
@@ -183,6 +183,13 @@ def get_venue_page(venue: str) -> flask.Response:
         matches=lambda row, query: comparable_symbol(query) in comparable_symbol(row[0]),
     )  # fmt: skip
     return _page("venue.html", venue=found, listing=listing)
+
+
+def _shown_version(model: Model) -> Version:
+    """The version that is asked for, else what is served, or was served last before all were retired."""
+    if model.is_retired and not (query_text(flask.request, "version") or query_text(flask.request, "as_of")):
+        return model.serving
+    return asked_version(model.name)
 
 
 def _group_matches(group: Group, query: str) -> bool:

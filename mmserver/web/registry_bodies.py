@@ -132,7 +132,10 @@ def stage_name(stage: VersionStage | None) -> StageName:
 
 
 class NewVersionFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said of a version that is registered, whichever way its files come."""
+    """What is said of a version that is registered, whichever way its files come.
+
+    What may stand in an object is checked where it is kept, which names the member that does not fit.
+    """
 
     name: str
     version: str
@@ -140,7 +143,7 @@ class NewVersionFields(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     metrics: dict[str, Any] = {}
     training_params: dict[str, Any] = {}
-    tags: dict[str, str] = {}
+    tags: dict[str, Any] = {}
     factors: list[str] | None = None
     info: dict[str, Any] = {}
     options: dict[str, Any] = {}
@@ -171,7 +174,7 @@ class DescribeVersion(msgspec.Struct, frozen=True):
     """The body of `PATCH` on a version."""
 
     description: str | None = None
-    tags: dict[str, str | None] | None = None
+    tags: dict[str, Any] | None = None
 
 
 # --- cursors ----------------------------------------------------------------------------------------------------------

@@ -212,14 +212,21 @@ FIELDS: Mapping[str, str | Mapping[str, Any]] = {
     "RegisterVersion.model_type": "The format, where the file's name does not say it.",
     "description": "What it is, in words.",
     "RegistryVersion.metrics": "Numbers by name.",
-    "RegisterVersion.metrics": "Numbers by name.",
+    "RegisterVersion.metrics": {"description": "Numbers by name.", "additionalProperties": {"type": "number"}},
     "UpdateMetrics.metrics": {
         "description": "Numbers by name; null removes one.",
         "additionalProperties": {"type": ["number", "null"]},
     },
     "training_params": "How it was trained.",
     "tags": "Texts by name.",
-    "DescribeVersion.tags": "Texts by name; null removes one.",
+    "RegisterVersion.tags": {"description": "Texts by name.", "additionalProperties": {"type": "string"}},
+    "DescribeVersion.tags": {
+        "description": "Texts by name; null removes one.",
+        "anyOf": [
+            {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+            {"type": "null"},
+        ],
+    },
     "RegisterVersion.factors": "The names of the model's inputs, in input order; without them the model's own.",
     "RegisterVersion.info": "What else is known of the training; what a class means may stand here.",
     "options": "What the format asks for.",
