@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from mmserver.graphs.tidying import content_from_graph
 
 INPUT_NAME, OUTPUT_NAME = "features", "prediction"
 OPSET = 18
+_EXPORTING = threading.Lock()
+"""Exporting and its silence change what belongs to the whole process."""
 _EXAMPLE_ROWS = 2
 """One row would be taken for a constant."""
 _LOGGER = "torch.onnx"
@@ -35,7 +38,7 @@ def onnx_from_torch(module: Any, input_shape: Sequence[int]) -> bytes:
             target="onnx", reason="torch exports no TorchScript; give the module that it was made from"
         )
     example = torch.zeros((_EXAMPLE_ROWS, *input_shape), dtype=torch.float32)
-    with _evaluating(module), _quiet():
+    with _EXPORTING, _evaluating(module), _quiet():
         try:
             n_outputs = len(_tensors(module(example)))
             rows = {0: torch.export.Dim("batch")}

@@ -4,9 +4,9 @@ Everything here runs native code on the bytes in the caller's own process.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from mmserver.errors import ExtraMissing, Undecodable
 from mmserver.formats import FloatRows
@@ -16,7 +16,7 @@ from mmserver.graphs.sessions import CPU, open_session, runtime, session_options
 from mmserver.graphs.signature import Signature, signature_of
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 GraphLevel: TypeAlias = Literal["basic", "extended", "all"]
 """`basic` computes what is constant and leaves plain ONNX, which every runtime reads; `extended` joins nodes to those that only
@@ -120,4 +120,25 @@ def optimized_graph(content: bytes, level: GraphLevel = "basic") -> bytes:
             library.InferenceSession(content, options, providers=[CPU])
         except Exception as error:  # the library has a dozen classes for it, which share no base
             raise Undecodable("malformed", str(error)[:300]) from error
-        return graph_bytes(read_graph(path.read_bytes()))
+        found = read_graph(path.read_bytes())
+    _forget_unused_domains(found)
+    return graph_bytes(found)
+
+
+def _forget_unused_domains(model: "ModelProto") -> None:
+    """Leave out the operator sets that onnxruntime only lists, since other runtimes refuse those that they do not have."""
+    used = {""}
+    for graph in (model.graph, *model.functions):
+        used |= {node.domain for node in _nodes(graph)}
+    for entry in list(model.opset_import):
+        if entry.domain not in used and entry.domain != "ai.onnx":
+            model.opset_import.remove(entry)
+
+
+def _nodes(graph: Any) -> Iterator["NodeProto"]:
+    """Those of the graph, and of the bodies of its loops and branches."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _nodes(body)

@@ -190,15 +190,17 @@ class SyncONNXOptimizer:
         """Outputs for all rows, and the time that the first takes.
 
         Shapes:
-            rows: n_rows × the shape that the module takes.
+            rows: n_rows × n_features, or n_rows × the shape that the module takes.
 
         Raises:
             Undecodable: the export has other outputs than the module.
         """
         content = _content(onnx_model)
         with one_torch_thread():
-            found = opened_for(content, rows).run(rows)
-            outputs = torch_outputs(model, rows)
+            graph = opened_for(content, rows)
+            found = graph.run(rows)
+            shaped = rows.reshape(len(rows), *graph.signature.shape)
+            outputs = torch_outputs(model, shaped)
             if len(outputs) != len(found):
                 detail = f"it gives {len(found)} outputs, the module {len(outputs)}"
                 raise Undecodable("unsupported", detail)
@@ -206,7 +208,7 @@ class SyncONNXOptimizer:
             times = timed_models(
                 {"onnx": content},
                 rows[:1],
-                beside={"torch": lambda: torch_outputs(model, rows[:1])},
+                beside={"torch": lambda: torch_outputs(model, shaped[:1])},
                 n_rounds=self._n_rounds,
             )
         parity = compared(expected, found, tolerance(FP32_GATES, expected, source="torch"), "onnx")

@@ -94,6 +94,37 @@ def doubling(n_features: int = 4) -> bytes:
     return bytes(model_of(nodes, {}, inputs=["batch", n_features], outputs=["batch", n_features]).SerializeToString())
 
 
+def branching(n_features: int = 8) -> bytes:
+    """Where the sum of all is positive, an operator that only onnxruntime has."""
+    value = helper.make_tensor_value_info
+    then = helper.make_graph(
+        [helper.make_node("Gelu", ["features"], ["then_out"], domain="com.microsoft")],
+        "then",
+        [],
+        [value("then_out", TensorProto.FLOAT, ["batch", n_features])],
+    )
+    otherwise = helper.make_graph(
+        [helper.make_node("Neg", ["features"], ["else_out"])],
+        "else",
+        [],
+        [value("else_out", TensorProto.FLOAT, ["batch", n_features])],
+    )
+    nodes = [
+        helper.make_node("ReduceSum", ["features"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "zero"], ["is_positive"]),
+        helper.make_node("If", ["is_positive"], ["prediction"], then_branch=then, else_branch=otherwise),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [value("features", TensorProto.FLOAT, ["batch", n_features])],
+        [value("prediction", TensorProto.FLOAT, ["batch", n_features])],
+        initializer=[numpy_helper.from_array(np.array(0, np.float32), "zero")],
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
+
+
 def with_external_weights(location: str) -> bytes:
     """As `dense`, but one tensor names a file."""
     model = onnx.load_model_from_string(dense())

@@ -80,3 +80,16 @@ def test_no_temporary_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(Undecodable):
         optimized_graph(networks.dense().replace(b"MatMul", b"MatMux"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_simplified_graph_lists_no_operators_of_onnxruntime() -> None:
+    listed = [(entry.domain, entry.version) for entry in read_graph(optimized_graph(networks.recurrent())).opset_import]
+    assert listed == [("", networks.OPSET)]
+
+
+def test_operators_used_in_a_branch_only_stay_listed() -> None:
+    found = optimized_graph(networks.branching())
+    assert [entry.domain for entry in read_graph(found).opset_import] == ["", "com.microsoft"]
+    np.testing.assert_array_equal(
+        opened(found).run(ROWS)["prediction"], opened(networks.branching()).run(ROWS)["prediction"]
+    )
