@@ -41,13 +41,18 @@ class Group:
 
     @property
     def has_model(self) -> bool:
-        """Whether a model can be downloaded."""
+        """Whether the model has a payload; one whose kind no plugin gives as JSON may have other forms."""
         return self.payload_sha256 is not None
 
     @property
+    def download_sha256(self) -> str | None:
+        """The content that every form of the model is made of; None where no model is stored."""
+        return self.payload_sha256 or self.model_sha256
+
+    @property
     def can_predict(self) -> bool:
-        """Whether a model is stored; some cannot be downloaded, because no plugin gives their kind as JSON."""
-        return self.payload_sha256 is not None or self.model_sha256 is not None
+        """Whether a model is stored; some have no payload, because no plugin gives their kind as JSON."""
+        return self.download_sha256 is not None
 
 
 @dataclass(frozen=True, slots=True)

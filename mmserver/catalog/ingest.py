@@ -244,7 +244,7 @@ def built_group(
         payload_gzip=gzip_splice.compress(payload_text) if payload_text else None,
         payload_sha256=hashlib.sha256(payload_text).hexdigest() if payload_text else None,
         payload_size_bytes=len(payload_text) if payload_text else 0,
-        manifest=manifest_from_model(model, payload, factors) if model and payload else None,
+        manifest=manifest_from_model(model, payload, factors) if model else None,
         no_model_reason=reason,
         model_content=_content_beside(model, payload),
     )

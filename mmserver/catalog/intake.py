@@ -187,7 +187,7 @@ class _Intake:
             error = ArtifactInvalid(file=file, reason=reason, detail=detail)
             is_verdict = not told.reason.startswith(NO_VERDICT)
             return Taken(read.group, read.files, None, error, self._refused_as(read.sha256) if is_verdict else UNREAD)
-        if not _is_payload_whole(outcome.group):
+        if not is_payload_whole(outcome.group):
             error = ArtifactInvalid(
                 file=read.group.group_key, reason=CRASHED, detail="the worker's payload is not whole"
             )
@@ -228,7 +228,7 @@ def _are_answers_for(group_keys: Sequence[str], outcomes: Sequence[IngestOutcome
     )
 
 
-def _is_payload_whole(group: IngestedGroup) -> bool:
+def is_payload_whole(group: IngestedGroup) -> bool:
     """Whether the payload is what the worker says that it is; a group that lies must not spoil its neighbours' commit."""
     if group.payload_gzip is None or group.payload_sha256 is None:
         return group.payload_gzip is None and group.payload_sha256 is None

@@ -79,15 +79,7 @@ def payload_from_model(
             metadata[name] = value
     metadata["model"] = {
         **_said_of_the_model(info),
-        "kind": model.kind,
-        "objective": model.objective,
-        "n_features": model.n_features,
-        "n_outputs": model.n_outputs,
-        "n_trees": model.n_trees,
-        "best_iteration": model.best_iteration,
-        "missing": model.missing,
-        "feature_order": [entry.factor_name for entry in dim_factors],
-        "library_version": model.library_version,
+        **_facts_of_the_model(model, [entry.factor_name for entry in dim_factors]),
         "model_json_sha256": hashlib.sha256(model_json.encode()).hexdigest(),
     }
     return Payload(model_json=model_json, metadata=metadata, dim_factors=dim_factors), None
@@ -100,11 +92,26 @@ def _said_of_the_model(info: dict[str, Any]) -> dict[str, Any]:
     return info["model"] if isinstance(info["model"], dict) else {"info": info["model"]}
 
 
-def manifest_from_model(model: ModelFile, payload: Payload, factors: tuple[str, ...]) -> bytes:
+def _facts_of_the_model(model: ModelFile, factors: list[str]) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "kind": model.kind,
+        "objective": model.objective,
+        "n_features": model.n_features,
+        "n_outputs": model.n_outputs,
+        "n_trees": model.n_trees,
+        "best_iteration": model.best_iteration,
+        "missing": model.missing,
+        "feature_order": factors,
+        "library_version": model.library_version,
+    }
+    return {**facts, "input_shape": list(model.input_shape)} if model.input_shape else facts
+
+
+def manifest_from_model(model: ModelFile, payload: Payload | None, factors: tuple[str, ...]) -> bytes:
     """What a client in another language needs to prove its loader, without the model's own text."""
     return msgspec.json.encode(
         {
-            "model": payload.metadata["model"],
+            "model": payload.metadata["model"] if payload else _facts_of_the_model(model, list(factors)),
             "details": model.summary,
             "feature_order": list(factors),
             "missing": {"nan": True, "value": model.missing},

@@ -53,11 +53,11 @@ class Payloads:
         """The entity tag without quotes.
 
         Raises:
-            GroupHasNoModel: there is nothing to download.
+            GroupHasNoModel: there is nothing to download in that form.
         """
-        payload_sha256 = _payload_sha256(group)
+        sha256 = _payload_sha256(group) if form == PAYLOAD else _download_sha256(group)
         # a manifest says more than the payload, such as the estimator's class
-        sha256 = (group.manifest_sha256 or payload_sha256) if form == MANIFEST else payload_sha256
+        sha256 = (group.manifest_sha256 or _payload_sha256(group)) if form == MANIFEST else sha256
         return f"{sha256[:40]}-{form}"
 
     def body(self, version: Version, group: Group, form: str, encoding: Encoding) -> PayloadBody:
@@ -74,14 +74,16 @@ class Payloads:
 
     def is_held(self, version: Version, group: Group, form: str, encoding: Encoding) -> bool:
         """Whether `body` would find the content in memory."""
-        return group.has_model and self._cache.holds(_cache_key(version, group, form, encoding))
+        return group.can_predict and self._cache.holds(_cache_key(version, group, form, encoding))
 
     def forms(self, group: Group) -> list[str]:
         """Every form that the group's model can be asked for in; empty when there is no model."""
-        if not group.has_model:
+        if not group.can_predict:
             return []
         kind = self._kind(group)
-        return [PAYLOAD, *(c.target for c in self._plugins.converters if c.kind == kind), MANIFEST]
+        converted = [c.target for c in self._plugins.converters if c.kind == kind]
+        payload = [PAYLOAD] if group.has_model else []
+        return [*payload, *converted, *([MANIFEST] if group.has_model or group.manifest_sha256 else [])]
 
     def _encoded(self, version: Version, group: Group, form: str, encoding: Encoding) -> bytes:
         if form == PAYLOAD and encoding == "gzip":
@@ -105,9 +107,7 @@ class Payloads:
         model = stored_model(self._database, group).model
         converter = self._plugins.converter_for(model.kind, form)
         if converter is None:
-            offered = ", ".join(
-                [PAYLOAD, *(c.target for c in self._plugins.converters if c.kind == model.kind), MANIFEST]
-            )
+            offered = ", ".join(self.forms(group)) or "none"
             raise NotConvertible(target=form, reason=f"format must be one of {offered}")
         return converter.convert(model)
 
@@ -208,6 +208,12 @@ def _payload_sha256(group: Group) -> str:
     if group.payload_sha256 is None:
         raise GroupHasNoModel(group_key=group.group_key, reason=group.no_model_reason)
     return group.payload_sha256
+
+
+def _download_sha256(group: Group) -> str:
+    if group.download_sha256 is None:
+        raise GroupHasNoModel(group_key=group.group_key, reason=group.no_model_reason)
+    return group.download_sha256
 
 
 def _envelope(version: Version, group: Group) -> tuple[bytes, bytes]:

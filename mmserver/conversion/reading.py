@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 
 from mmserver.catalog.ingest import IngestedGroup
-from mmserver.conversion.worker import READ_MODEL, ReadRequest
+from mmserver.catalog.intake import is_payload_whole
+from mmserver.catalog.symbols import ALL_SYMBOLS
+from mmserver.conversion.worker import GROUP_KEY, READ_MODEL, ReadRequest
 from mmserver.errors import ArtifactInvalid, ExtraMissing, SandboxUnavailable, WorkerCrashed
 from mmserver.formats import ModelFormat, ModelSource
 from mmserver.plugin_loading import Plugins
@@ -71,11 +73,7 @@ class ModelReader:
                 how = error.values["how"]
                 detail = "the process that read it died"
                 raise ArtifactInvalid(file=source.file_name, reason=f"crashed({how})", detail=detail) from error
-        try:
-            return msgspec.msgpack.decode(answer, type=IngestedGroup)
-        except msgspec.MsgspecError as error:
-            reason = "crashed(the worker's answer makes no sense)"
-            raise ArtifactInvalid(file=source.file_name, reason=reason, detail=str(error)) from error
+        return _believed(answer, source.file_name)
 
     def n_processes(self) -> int:
         """Guarded processes that are kept now."""
@@ -129,6 +127,18 @@ class ModelReader:
                 del self._kept[modules]
         if is_idle:
             kept.sandbox.close()
+
+
+def _believed(answer: bytes, file_name: str) -> IngestedGroup:
+    """The group, if it is one that a registered model may have: a process that a model took over may say anything."""
+    reason, detail = "crashed(the worker's answer makes no sense)", "it is no group of one model"
+    try:
+        group = msgspec.msgpack.decode(answer, type=IngestedGroup)
+    except msgspec.MsgspecError as error:
+        raise ArtifactInvalid(file=file_name, reason=reason, detail=str(error)) from error
+    if (group.group_key, group.symbol) != (GROUP_KEY, ALL_SYMBOLS) or not is_payload_whole(group):
+        raise ArtifactInvalid(file=file_name, reason=reason, detail=detail)
+    return group
 
 
 def _check_installed(claim: ModelFormat) -> None:

@@ -155,7 +155,7 @@ def _serves_other(catalog: Catalog, served: Served) -> bool:
     """Whether the model now serves other content for the group, or none."""
     model = catalog.models.get(served.version.model_name)
     group = model.serving.groups.get(served.group.group_key) if model and not model.is_retired else None
-    return group is None or group.payload_sha256 != served.group.payload_sha256
+    return group is None or group.download_sha256 != served.group.download_sha256
 
 
 def _find(store: Store, model_name: str, symbol: str, asked: Asked) -> Served:
