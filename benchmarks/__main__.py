@@ -27,6 +27,7 @@ NAMES = (
     "predict_peers",
     "open_loop",
     "many_models",
+    "client",
     "optimizer",
 )
 HEADER_LINES = 2

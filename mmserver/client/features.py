@@ -4,7 +4,7 @@ The trap: a JSON encoder writes infinity as null, which a model takes for a miss
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +21,7 @@ MAX_NUMBER_BYTES = 8
 """Longer floats have no Python number of their own."""
 _NUMBER_KINDS = "fiub"
 _FLOATS = frozenset({float})
+_NAMES = frozenset({str})
 
 
 def encodable(features: Features) -> Encodable:
@@ -56,7 +57,7 @@ def _from_list(features: Sequence[Any]) -> Encodable:
         return _from_array(np.asarray([[_number(value, "features") for value in row] for row in features], np.float64))
     if not features:
         raise ValueError("features: there are none")
-    if _FLOATS.issuperset(map(type, features)) and all(map(math.isfinite, features)):
+    if _are_finite_floats(features):
         return list(features)
     return [_number_or_none(value, f"features[{index}]") for index, value in enumerate(features)]
 
@@ -64,12 +65,19 @@ def _from_list(features: Sequence[Any]) -> Encodable:
 def _from_names(features: Mapping[Any, Any]) -> dict[str, float | None]:
     if not features:
         raise ValueError("features: there are none")
+    if _are_finite_floats(features.values()) and _NAMES.issuperset(map(type, features)):
+        return dict(features)
     found: dict[str, float | None] = {}
     for name, value in features.items():
         if not isinstance(name, str):
             raise TypeError(f"features: the factor name {name!r} is no text")
         found[name] = _number_or_none(value, f"features[{name!r}]")
     return found
+
+
+def _are_finite_floats(values: Collection[Any]) -> bool:
+    """The quick proof that there is nothing to convert."""
+    return _FLOATS.issuperset(map(type, values)) and all(map(math.isfinite, values))
 
 
 def _from_foreign(features: Any) -> Encodable:
