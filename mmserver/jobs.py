@@ -23,6 +23,7 @@ MAX_SILENCE_S = 15.0
 MAX_UNWATCHED_S = 60.0  # one look may take long: a scan has 30 seconds, and new artifacts are read in it
 LEASE_INTERVAL_S = 5.0
 RETENTION_INTERVAL_S = 3600.0
+REGISTRY_INTERVAL_S = 0.5  # others' commits are in the registry's directory soon after
 SETTLE_SLACK_S = 0.05  # clocks and sleeps may disagree by that much
 KeepUp: TypeAlias = Callable[[Callable[[], bool]], object]
 """Gets what tells whether the jobs are being stopped, so that a long run can end early."""
@@ -131,6 +132,11 @@ class Jobs:
                 scheduler.every("watch", settings.watch_interval_s, self._held("watch", self.watch))
             if settings.snapshot_interval_s:
                 scheduler.every("snapshot", settings.snapshot_interval_s, self._held("snapshot", self.snapshot))
+            if settings.registry_dir is not None:
+                from mmserver.registry.layout import Follower
+
+                follow = Follower(self._store).follow
+                scheduler.every("registry directory", REGISTRY_INTERVAL_S, self._held("registry directory", follow))
             scheduler.every("retention", RETENTION_INTERVAL_S, self._held("retention", self._retain))
         self._scheduler = scheduler
         scheduler.start()

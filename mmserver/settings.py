@@ -182,6 +182,13 @@ class Settings:
     payload_cache_bytes: int = _setting(size(0), 2**30, "Compressed model payloads held in memory.")
     keep_versions: int = _setting(whole(1, 1_000_000), 50, "Versions of a watched model that are always kept.")
     keep_days: int = _setting(whole(0, 36_500), 90, "Days that older versions are kept besides those.")
+    registry_dir: Path | None = _setting(
+        PATH,
+        None,
+        "A directory to keep [registered models as files](registry-directory.md) in, for programs that look for "
+        "`{name}/production/`; none by default, because the database has them already and every model would be stored twice.",
+        default_text="none",
+    )
     snapshot_interval_s: float = _setting(duration(0), 900.0, "How often a snapshot is taken; 0 never.")
     snapshot_keep: int = _setting(whole(1, 10_000), 8, "Scheduled snapshots that are kept.")
 

@@ -9,6 +9,7 @@ from mmserver.catalog.history import PRODUCTION, append_serving
 from mmserver.catalog.store import Store
 from mmserver.formats import Event
 from mmserver.registry.finding import REGISTERED, in_stage, last_served_id
+from mmserver.registry.layout import show_change
 from mmserver.registry.semantic_versions import precedence
 from mmserver.storage.tables import ModelRow, RegisteredVersionRow, VersionRow
 
@@ -50,6 +51,7 @@ def touch_model(connection: Connection, model_id: int, at: str) -> None:
 def announce(store: Store, model_name: str, events: Iterable[Event]) -> None:
     """After the commit: serve what was committed, here or by another process, then tell the plugins."""
     store.reload_model(model_name)
+    show_change(store, model_name)
     for event in events:
         store.plugins.notify(event)
 

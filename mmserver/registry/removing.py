@@ -7,6 +7,7 @@ from mmserver.catalog.store import Store
 from mmserver.formats import Event
 from mmserver.registry.changes import announce, serve_what_is_due, touch_model
 from mmserver.registry.finding import find_registered_model, find_version
+from mmserver.registry.layout import show_change
 from mmserver.registry.stages import check_not_in_production
 from mmserver.storage.audit import record_audit
 from mmserver.storage.blobs import delete_orphan_blobs
@@ -48,6 +49,7 @@ def delete_version(store: Store, model_name: str, label: str, by: Actor) -> None
         events = [Event(kind="version_removed", model_name=model_name, version=version.label)]
         if is_last:
             store.drop_model(model_name)
+            show_change(store, model_name)
             events.append(Event(kind="model_removed", model_name=model_name))
             for event in events:
                 store.plugins.notify(event)

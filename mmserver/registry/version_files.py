@@ -1,0 +1,188 @@
+"""One registered version as files: what was handed in, the converted model beside it, and `metadata.json` that says what they are."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, select
+
+from mmserver.catalog.stored_models import group_record
+from mmserver.registry.fields import Number
+from mmserver.registry.owned_files import is_beneath, read_file, size_of_file
+from mmserver.registry.stage_names import stage_name
+from mmserver.registry.versions import RegisteredVersion, registered_version
+from mmserver.storage.blobs import get_blob
+from mmserver.storage.tables import GroupFileRow
+
+METADATA = "metadata.json"
+MODEL = "model"
+CONVERTED = "model.onnx"
+MAX_METADATA_BYTES = 4 << 20
+MIB = 1 << 20
+
+
+class VersionFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file. `path` is where it lies in the version's directory, `name` what it was handed in as."""
+
+    path: str
+    name: str
+    role: str
+    """`model`, `data` (the model refers to it), or `converted`: what is served in place of the model."""
+    sha256: str
+    size_bytes: int
+
+
+class Metadata(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of `metadata.json`. `written_for` is the database that it is a copy of: another's is never changed."""
+
+    name: str
+    version: str
+    stage: str
+    model_type: str
+    description: str
+    metrics: dict[str, Number]
+    training_params: dict[str, Any]
+    tags: dict[str, str]
+    kind: str
+    n_features: int
+    input_shape: tuple[int, ...] | None
+    factors: tuple[str, ...]
+    info: dict[str, Any]
+    derived_from: str | None
+    parity: dict[str, Any] | None
+    sha256: str
+    size_bytes: int
+    size_mb: float
+    created_at: datetime
+    updated_at: datetime
+    files: tuple[VersionFile, ...]
+    written_for: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFiles:
+    """Everything that belongs into a version's directory, by path; `metadata` is its JSON."""
+
+    metadata: bytes
+    described: Metadata
+    contents: dict[str, bytes]
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What tells whether a version's directory is ours and as it should be; the rest is passed over unread."""
+
+    sha256: str
+    stage: str
+    updated_at: datetime
+    files: tuple[VersionFile, ...]
+    written_for: str
+
+
+def version_files(connection: Connection, model: Row[Any], version_id: int, written_for: str) -> VersionFiles:
+    """All files of a version, read from the database.
+
+    Raises:
+        NoResultFound, BlobNotFound: it was removed just now.
+        BlobCorrupt: what is stored is not what was stored.
+    """
+    version = registered_version(connection, model, version_id)
+    query = select(GroupFileRow.__table__).where(GroupFileRow.group_id == version.group.id)
+    handed_in = connection.execute(query.order_by(GroupFileRow.name)).all()
+    paths = _paths({row.name: row.role for row in handed_in})
+    files, contents = [], {}
+    for row in handed_in:
+        path = paths[row.name]
+        contents[path] = get_blob(connection, row.sha256)
+        files.append(VersionFile(path=path, name=row.name, role=row.role, sha256=row.sha256, size_bytes=row.size_bytes))
+    converted = _converted(connection, version, taken=paths.values())
+    if converted is not None:
+        sha256 = hashlib.sha256(converted).hexdigest()
+        size_bytes = len(converted)
+        contents[CONVERTED] = converted
+        files.append(
+            VersionFile(path=CONVERTED, name=CONVERTED, role="converted", sha256=sha256, size_bytes=size_bytes)
+        )
+    info = group_record(connection, version.group).info
+    described = _metadata(version, tuple(files), info, written_for)
+    text = msgspec.json.format(msgspec.json.encode(described), indent=2) + b"\n"
+    return VersionFiles(text, described, contents)
+
+
+def identity_of_directory(version_fd: int) -> Identity | None:
+    """What the directory says that it is; None where that is nothing that we wrote."""
+    content = read_file(version_fd, METADATA, MAX_METADATA_BYTES)
+    if content is None:
+        return None
+    try:
+        found = msgspec.json.decode(content, type=Identity)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return found if all(is_beneath(file.path) for file in found.files) else None
+
+
+def broken_files(version_fd: int, files: tuple[VersionFile, ...], *, verifies: bool) -> list[str]:
+    """Paths of the files that are missing or have another size; with `verifies`, or another content."""
+    broken = []
+    for file in files:
+        if size_of_file(version_fd, file.path) != file.size_bytes:
+            broken.append(file.path)
+        elif verifies:
+            content = read_file(version_fd, file.path, file.size_bytes)
+            if content is None or hashlib.sha256(content).hexdigest() != file.sha256:
+                broken.append(file.path)
+    return broken
+
+
+def _paths(roles: dict[str, str]) -> dict[str, str]:
+    """Where each file lies: the model's own as `model.<suffix>`, the others under their names, which the model refers to.
+
+    A name that is taken by what we write goes beneath `files/`.
+    """
+    paths: dict[str, str] = {}
+    own = {name: MODEL + PurePosixPath(name).suffix for name, role in roles.items() if role == "model"}
+    taken = {METADATA, CONVERTED, *own.values()}
+    for name in roles:
+        if name in own:
+            paths[name] = own[name]
+        else:
+            paths[name] = f"files/{name}" if name.partition("/")[0] in (*taken, "files") else name
+    return paths
+
+
+def _converted(connection: Connection, version: RegisteredVersion, taken: Any) -> bytes | None:
+    """The ONNX model that is served in place of what was handed in; None where that is what is served."""
+    if version.kind != "onnx" or CONVERTED in taken or version.group.model_sha256 is None:
+        return None
+    return get_blob(connection, version.group.model_sha256)
+
+
+def _metadata(
+    version: RegisteredVersion, files: tuple[VersionFile, ...], info: dict[str, Any], written_for: str
+) -> Metadata:
+    return Metadata(
+        name=version.model_name,
+        version=version.label,
+        stage=stage_name(version.stage),
+        model_type=version.model_type,
+        description=version.description,
+        metrics=version.metrics,
+        training_params=version.training_params,
+        tags=version.tags,
+        kind=version.kind,
+        n_features=version.n_features,
+        input_shape=version.input_shape,
+        factors=version.factors,
+        info=info,
+        derived_from=version.derived_from,
+        parity=version.parity,
+        sha256=version.sha256,
+        size_bytes=version.size_bytes,
+        size_mb=round(version.size_bytes / MIB, 6),
+        created_at=version.created_at,
+        updated_at=version.updated_at,
+        files=files,
+        written_for=written_for,
+    )
