@@ -114,7 +114,7 @@ def manifest_from_model(model: ModelFile, payload: Payload | None, factors: tupl
             "model": payload.metadata["model"] if payload else _facts_of_the_model(model, list(factors)),
             "details": model.summary,
             "feature_order": list(factors),
-            "missing": {"nan": True, "value": model.missing},
+            "missing": {"nan": model.summary.get("accepts_missing", True), "value": model.missing},
             "rules": _TREE_RULES if model.n_trees else None,
             "golden": model.probes,
         }

@@ -72,6 +72,7 @@ def model_file_from_onnx(
         summary={
             **(summary or {}),
             "graph": msgspec.json.decode(msgspec.json.encode(signature)),
+            "accepts_missing": False,  # until a comparison with a source proves it
             "runs_together": runs_together,
             "batch_difference": difference,
             "outputs": widths,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import xgboost
 
 from mmserver.catalog.ingest import IngestedGroup
+from mmserver.conversion import reading
 from mmserver.conversion.reading import ModelReader
 from mmserver.errors import ArtifactInvalid, ExtraMissing, SandboxUnavailable
 from mmserver.formats import ModelSource
@@ -21,6 +23,24 @@ from mmserver.plugin_loading import Plugins
 from mmserver.settings import Settings
 
 Read = Callable[..., IngestedGroup]
+LYING = """
+import msgspec
+from mmserver.catalog.ingest import IngestedGroup
+from mmserver.conversion.worker import READ_MODEL, ReadRequest
+
+def lie(request):
+    about = msgspec.msgpack.decode(request, type=ReadRequest).source.content.decode()
+    facts = {"group_key": "all", "symbol": "*", "payload_sha256": None, about: "a lie"}
+    if about == "garbage":
+        return b"garbage"
+    return msgspec.msgpack.encode(IngestedGroup(
+        return_name="", dim=1, factors=("a",), train_samples=None, ic_mean=None, detail=b"{}", payload_gzip=None,
+        payload_size_bytes=0, manifest=None, no_model_reason=None, **facts,
+    ))
+
+def make(options):
+    return {READ_MODEL: lie}
+"""
 WEIGHTS = b"1 2 3 4"
 
 
@@ -147,6 +167,23 @@ def test_a_closed_reader_says_so_also_to_who_is_reading(read: Read, settings: Se
     assert [type(error) for error in raised] == [SandboxUnavailable]
     with pytest.raises(SandboxUnavailable):
         read("m.linear", WEIGHTS, by=reader)
+
+
+@pytest.mark.parametrize("lie", ["group_key", "symbol", "payload_sha256", "garbage"])
+def test_an_answer_that_a_registered_model_cannot_have_is_not_believed(
+    lie: str, settings: Settings, plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lying_reader.py").write_text(LYING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(reading, "HANDLERS", "lying_reader:make")
+    claim = plugins.model_format_for("m.linear")
+    assert claim is not None
+    lying = ModelReader(settings, plugins)
+    try:
+        with pytest.raises(ArtifactInvalid, match="makes no sense"):
+            lying.read(ModelSource(file_name="m.linear", files={"m.linear": lie.encode()}), claim, info={})
+    finally:
+        lying.close()
 
 
 def test_a_model_s_file_that_is_not_among_the_files_is_named(reader: ModelReader, plugins: Plugins) -> None:

@@ -1,5 +1,6 @@
 """Weights in other files are taken in, and no path leads anywhere else."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx
 import onnx_graphs as graphs
 from onnx import numpy_helper
 
-from mmserver.errors import Undecodable
+from mmserver.errors import ExtraMissing, Undecodable
 from mmserver.graphs.external_data import whole_graph
 from mmserver.graphs.model_file import model_file_from_onnx, probe_rows
 from mmserver.graphs.predictor import onnx_predictor
@@ -81,6 +82,13 @@ def test_weights_that_are_cut_off_are_torn() -> None:
     with pytest.raises(Undecodable) as refusal:
         model_file_from_onnx(graph, files={DATA: data[:-1]})
     assert refusal.value.reason == "torn"
+
+
+def test_without_the_package_that_reads_them_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, data = graphs.with_weights_outside(graphs.dense(), DATA)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ExtraMissing, match=r"mmserver\[onnx\]"):
+        model_file_from_onnx(graph, files={DATA: data})
 
 
 def test_a_file_that_the_graph_does_not_name_changes_nothing() -> None:
