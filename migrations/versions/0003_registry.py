@@ -70,7 +70,13 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drop the tables. Registered models are forgotten: a release before this one takes every model for a watched one."""
     connection = op.get_bind()
-    connection.execute(sa.text("DELETE FROM models WHERE kind = 'registered'"))
     op.drop_table("stages")
     op.drop_table("registered_versions")
     op.drop_table("promotions")
+    # One by one: foreign keys, which would take these rows with their models, are not enforced in a migration.
+    models = sa.table("models", sa.column("id"), sa.column("kind"))
+    registered = sa.select(models.c.id).where(models.c.kind == "registered")
+    for name in ("memberships", "servings", "versions"):
+        table = sa.table(name, sa.column("model_id"))
+        connection.execute(sa.delete(table).where(table.c.model_id.in_(registered)))
+    connection.execute(sa.text("DELETE FROM models WHERE kind = 'registered'"))

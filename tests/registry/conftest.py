@@ -67,9 +67,13 @@ class Calendar:
 
 @dataclass
 class TinyReader:
-    """Reads a tree model with the catalog's own ingestion, in this process; counts what it had to read."""
+    """Reads a tree model with the catalog's own ingestion, in this process; counts what it had to read.
+
+    It remembers what it read: a process that was forked off must not run XGBoost, whose threads it does not have.
+    """
 
     plugins: Plugins
+    answers: dict[Any, IngestedGroup]
     n_reads: int = 0
 
     def read(
@@ -77,6 +81,12 @@ class TinyReader:
     ) -> IngestedGroup:
         assert claim in self.plugins.model_formats
         self.n_reads += 1
+        key = (source.content, factors, str(info))
+        if key not in self.answers:
+            self.answers[key] = self._ingested(source, factors, info)
+        return self.answers[key]
+
+    def _ingested(self, source: ModelSource, factors: tuple[str, ...] | None, info: dict[str, Any]) -> IngestedGroup:
         files = [SourceFile("all_model.json", source.content), SourceFile("all_info.pkl", pickle.dumps(info))]
         if factors:
             files.append(SourceFile("all_factors.txt", "".join(f"{name}\n" for name in factors).encode()))
@@ -103,6 +113,14 @@ class Bench:
 
     def register(self, label: str, seed: int = 0, model_name: str = "hybrid", **more: Any) -> Registered:
         return register_version(self.store, self.reader, self.new(label, seed, model_name, **more), TEST)
+
+    def read(self, *seeds: int) -> None:
+        """Let the reader know these contents, so that forked processes can register them."""
+        for seed in seeds:
+            new = self.new("1.0.0", seed)
+            claim = self.store.plugins.model_format_for(new.source.file_name)
+            assert claim is not None
+            self.reader.read(new.source, claim, factors=new.factors, info={})
 
     def register_all(self, *labels: str) -> None:
         """Each with other content."""
@@ -168,6 +186,12 @@ def contents() -> dict[int, bytes]:
 
 
 @pytest.fixture(scope="session")
+def read_before() -> dict[Any, IngestedGroup]:
+    """What readers of all tests have read."""
+    return {}
+
+
+@pytest.fixture(scope="session")
 def registry_plugins(tmp_path_factory: pytest.TempPathFactory) -> Plugins:
     directory = tmp_path_factory.mktemp("plugins")
     (directory / "tiny.py").write_text(PLUGIN)
@@ -184,7 +208,11 @@ def registry_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def open_bench(
-    tmp_path: Path, registry_plugins: Plugins, registry_sandbox: Sandbox, contents: dict[int, bytes]
+    tmp_path: Path,
+    registry_plugins: Plugins,
+    registry_sandbox: Sandbox,
+    contents: dict[int, bytes],
+    read_before: dict[Any, IngestedGroup],
 ) -> Iterator[Callable[..., Bench]]:
     """Opens a bench on this test's data directory; again for another process or after a restart."""
     opened: list[Store] = []
@@ -209,7 +237,7 @@ def open_bench(
         opened.append(store)
         events = registry_plugins._manager.get_plugin("tiny").events
         events.clear()
-        return Bench(store, TinyReader(registry_plugins), calendar, contents, tmp_path, events)
+        return Bench(store, TinyReader(registry_plugins, read_before), calendar, contents, tmp_path, events)
 
     yield open_it
     for store in opened:
