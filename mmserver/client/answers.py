@@ -425,13 +425,32 @@ class SizeComparison(msgspec.Struct, frozen=True):
     diff_mb: float | None = None
 
 
-class Comparison(msgspec.Struct, frozen=True):
-    """Two versions of one model side by side. `factors`: added, removed, moved."""
+class ParameterComparison(msgspec.Struct, frozen=True):
+    """One training parameter of two versions; None where a version has none."""
 
+    version1: Any = None
+    version2: Any = None
+
+
+class FactorsComparison(msgspec.Struct, frozen=True):
+    """How the second version's inputs differ from the first's."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    moved: list[dict[str, Any]] = []
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Two versions of one model side by side."""
+
+    model_name: str | None = None
+    version1: str | None = None
+    version2: str | None = None
     metrics_comparison: dict[str, MetricComparison] = {}
     size_comparison: SizeComparison = SizeComparison()
-    parameters: Any = None
-    factors: Any = None
+    parameters_comparison: dict[str, ParameterComparison] = {}
+    factors_comparison: FactorsComparison = FactorsComparison()
+    is_same_content: bool | None = None
 
 
 # --- experiments ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from mmserver.client import Conflict, Retries, ServerUnavailable, answers
 from tests.client.conftest import Ask, Misbehaving, answer
+from tests.e2e.conftest import FACTORS, Artifacts, Server
 
 Make = Callable[..., Misbehaving]
 ITEM = {
@@ -38,6 +40,40 @@ def form_of(request: bytes) -> dict[str, list[tuple[str | None, bytes]]]:
         name = part.get_param("name", header="content-disposition")
         parts.setdefault(name, []).append((part.get_filename(), part.get_payload(decode=True)))
     return parts
+
+
+def test_a_real_model_is_registered_promoted_compared_rolled_back_and_removed(
+    server: Server, artifacts: Artifacts, tmp_path: Path, ask: Ask, request: pytest.FixtureRequest
+) -> None:
+    name, url = f"net-{request.node.callspec.id}", server.url
+    for number, version in enumerate(("1.9.0", "1.10.0")):
+        (tmp_path / "model.json").write_bytes(artifacts.texts[number])
+        call = partial(register, name, version, tmp_path / "model.json", {"ic": 0.1 + number / 10})
+        assert ask(url, call) == ask(url, call), "the same once more changes nothing"
+    with pytest.raises(Conflict) as caught:
+        ask(url, lambda c: c.register_version(name, "1.9.0", tmp_path / "model.json"))
+    assert caught.value.code == "version_conflict"
+    assert [one.version for one in ask(url, lambda c: c.get_registered(name)).versions] == ["1.10.0", "1.9.0"]
+    assert ask(url, lambda c: c.promote_version(name, "1.9.0")).stage == "Production"
+    assert ask(url, lambda c: c.set_stage(name, "1.10.0", "Staging")).stage == "Staging"
+    assert ask(url, lambda c: c.promote_version(name, "1.10.0")).version == "1.10.0"
+    row = [0.0] * len(FACTORS)
+    assert ask(url, lambda c: c.predict("ANY", row, model_name=name)).model_version == "1.10.0"
+    assert ask(url, lambda c: c.rollback_promotion(name)).version == "1.9.0"
+    assert ask(url, lambda c: c.predict("ANY", row, model_name=name)).model_version == "1.9.0"
+    compared = ask(url, lambda c: c.compare_versions(name, "1.9.0", "1.10.0"))
+    assert compared.metrics_comparison["ic"].diff == pytest.approx(0.1)
+    assert (compared.is_same_content, compared.factors_comparison.added) == (False, ())
+    assert ask(url, lambda c: c.update_metrics(name, "1.9.0", {"ic": None, "n": 1})).metrics == {"n": 1}
+    assert ask(url, lambda c: c.annotate_version(name, "1.9.0", tags={"a": "b"})).tags == {"a": "b"}
+    with pytest.raises(Conflict):
+        ask(url, lambda c: c.delete_version(name, "1.9.0"))
+    assert ask(url, lambda c: c.delete_version(name, "1.10.0")) is None
+    assert name in [one.name for one in ask(url, lambda c: c.list_registered(limit=500)).items]
+
+
+def register(name: str, version: str, path: Path, metrics: dict[str, float], client: Any) -> Any:
+    return client.register_version(name, version, path, metrics=metrics, factors=FACTORS)
 
 
 def test_an_upload_carries_its_files_its_fields_and_the_hash(misbehaving: Make, tmp_path: Path, ask: Ask) -> None:
