@@ -23,6 +23,7 @@ from mmserver.settings import Settings
 from mmserver.storage.database import open_database
 from mmserver.storage.schema import create_database
 from mmserver.web.blueprints import register_web
+from mmserver.web.current import MODEL_READER_KEY
 
 HOSTILE = "<script>alert(1)</script>"
 FACTORS = ("mom_1h", "vol_1d", HOSTILE)
@@ -92,7 +93,7 @@ def model_json(n_features: int, seed: int) -> bytes:
 @pytest.fixture(scope="session")
 def make_web() -> Iterator[Callable[..., Web]]:
     """A function that opens a store under a directory and puts the web layer before it."""
-    opened: list[Store] = []
+    opened: list[tuple[flask.Flask, Store]] = []
 
     def make(
         directory: Path,
@@ -119,13 +120,14 @@ def make_web() -> Iterator[Callable[..., Web]]:
             ),
             read_only=read_only,
         )
-        opened.append(store)
         app = flask.Flask("mmserver", static_folder=None)
         register_web(app, store, found)
+        opened.append((app, store))
         return Web(app, store, app.test_client(use_cookies=False), directory)
 
     yield make
-    for store in opened:
+    for app, store in opened:
+        app.extensions[MODEL_READER_KEY].close()
         store.close()
 
 
@@ -133,6 +135,12 @@ def make_web() -> Iterator[Callable[..., Web]]:
 def group_writer() -> Callable[..., None]:
     """`write_group`, for tests that make artifacts of their own."""
     return write_group
+
+
+@pytest.fixture(scope="session")
+def xgboost_text() -> Callable[[int, int], bytes]:
+    """`model_json`, for models that are registered."""
+    return model_json
 
 
 @pytest.fixture(scope="session")
