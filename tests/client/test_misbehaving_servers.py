@@ -1,6 +1,7 @@
 """Whatever is on the other end of the socket: the caller gets a typed error in time, and no change is ever sent twice."""
 
 import asyncio
+import pickle
 import socket
 import threading
 import time
@@ -363,3 +364,43 @@ def test_many_threads_share_one_client(misbehaving: Make) -> None:
         thread.join(30)
     client.cleanup()
     assert found == {number: [f"m{number}-{n}" for n in range(30)] for number in range(8)}
+
+
+def test_closing_the_client_ends_calls_of_other_tasks_at_once(misbehaving: Make) -> None:
+    arrived = threading.Event()
+    server = misbehaving(lambda *_: arrived.set())
+
+    async def run() -> None:
+        client = ModelClient(server.url)
+        task = asyncio.create_task(client.list_models())
+        while not arrived.is_set():
+            await asyncio.sleep(0.01)
+        begun = time.monotonic()
+        await client.cleanup()
+        with pytest.raises(ServerUnavailable):
+            await asyncio.wait_for(task, 10)
+        assert time.monotonic() - begun < 1
+        with pytest.raises(ServerUnavailable, match="closed"):
+            await client.list_models()
+
+    asyncio.run(run())
+
+
+def test_a_proxy_of_the_environment_is_not_asked(misbehaving: Make, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = misbehaving(lambda connection, _: connection.sendall(answer("200 OK", b"[]")))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url)
+    server = misbehaving(lambda connection, _: connection.sendall(MODELS))
+    ask(server.url, listing)
+    assert (len(server.requests), len(proxy.requests)) == (1, 0)
+
+
+def test_errors_come_back_whole_from_another_process() -> None:
+    for error in (
+        NotFound(404, "x", "why", ({"loc": "a", "msg": "b"},), "r", 1.0),
+        ServerUnavailable("gone", was_sent=False),
+        DeadlineExceeded("late"),
+        AnswerInvalid("odd"),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
