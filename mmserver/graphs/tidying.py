@@ -1,7 +1,10 @@
 """What converters leave in an ONNX graph, made into the bytes that are stored; no other weight or node than theirs."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from mmserver.formats import FloatRows, Probes
 
@@ -17,7 +20,15 @@ def content_from_graph(graph_model: Any, output_names: Mapping[str, str] | None 
     names = dict(output_names or {})
     graph = graph_model.graph
     del graph.value_info[:]
-    for noted in (graph_model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph_model.functions):
+    for noted in (
+        graph_model,
+        graph,
+        *graph.node,
+        *graph.initializer,
+        *graph.input,
+        *graph.output,
+        *graph_model.functions,
+    ):
         noted.doc_string = ""
         del noted.metadata_props[:]
     for node in graph.node:
@@ -35,8 +46,6 @@ def probes_from_outputs(rows: FloatRows, outputs: Mapping[str, Any]) -> Probes:
     Shapes:
         rows: n_rows × n_features. outputs: name → n_rows × …, of any number type.
     """
-    import numpy as np
-
     tables = {name: np.asarray(values, np.float32).reshape(len(rows), -1).tolist() for name, values in outputs.items()}
-    cells: list[list[float | None]] = np.where(np.isnan(rows), None, rows).tolist()
+    cells: list[list[float | None]] = [[None if math.isnan(cell) else cell for cell in row] for row in rows.tolist()]
     return Probes(rows=cells, outputs=tables)

@@ -1,0 +1,126 @@
+"""CatBoost models on numeric features, saved as `.cbm`, made into ONNX by CatBoost itself."""
+
+import functools
+from typing import Any
+
+from mmserver import (
+    Conversion,
+    ModelFile,
+    ModelFormat,
+    ModelSource,
+    NotConvertible,
+    Undecodable,
+    content_from_graph,
+    hookimpl,
+    model_file_from_onnx,
+    probe_rows,
+    probes_from_outputs,
+    to_jsonable,
+)
+
+MARGIN, PREDICTION, PROBABILITIES = "margin", "prediction", "probabilities"
+PLAIN_LOSSES = ("Expectile", "Huber", "Lq", "LogCosh", "MAE", "MAPE", "Quantile", "RMSE")
+"""What is predicted for these is the sum of the leaves; for others it is given as `margin`."""
+MAX_FEATURES = 2048
+_ABSOLUTE = _RELATIVE = 1e-5
+
+
+def read_catboost(source: ModelSource) -> ModelFile:
+    """The trees as CatBoost exports them, with what it gives itself for the probe rows.
+
+    Shapes:
+        A classifier gives `probabilities` (n_rows × n_classes), anything else `prediction` or `margin`.
+    """
+    import catboost
+    import msgspec
+    import numpy as np
+    from catboost.utils import convert_to_onnx_object
+
+    if not source.content.startswith(b"CBM1"):
+        detail = "a .cbm file is expected: model.save_model('model.cbm'); an .onnx of CatBoost's is an ONNX model"
+        raise Undecodable("wrong_type", detail)
+    model = catboost.CatBoost()
+    model.load_model(blob=source.content)
+    if len(model.get_cat_feature_indices()) or len(model.get_text_feature_indices()):
+        raise NotConvertible(target="onnx", reason="it splits on categories or texts; encode them as numbers")
+    loss = str(model.get_all_params().get("loss_function", ""))
+    graph = convert_to_onnx_object(model)
+    is_classifier = _give_tables(graph)
+    output = PROBABILITIES if is_classifier else PREDICTION if loss.partition(":")[0] in PLAIN_LOSSES else MARGIN
+    names = tuple(model.feature_names_)
+    if len(names) > MAX_FEATURES:
+        raise NotConvertible(
+            target="onnx", reason=f"it takes {len(names)} features, at most {MAX_FEATURES} can be tried"
+        )
+    rows, pool = _rows_and_pool()
+    rows = np.ascontiguousarray(rows[:, : len(names)])
+    kind = "Probability" if is_classifier else "RawFormulaVal"
+    found = np.asarray(model.predict(pool, prediction_type=kind, thread_count=1))
+    version = f"catboost {catboost.__version__}"
+    file = model_file_from_onnx(
+        content_from_graph(graph, {graph.graph.output[-1].name: output}),
+        outputs=(output,),
+        feature_names=None if names == tuple(str(number) for number in range(len(names))) else names,
+        library_version=version,
+        conversion=Conversion(source=f"{version} model", absolute=_ABSOLUTE, relative=_RELATIVE),
+        probes=probes_from_outputs(rows, {output: found}),
+        summary={"accepts_missing": True, **({"classes": to_jsonable(model.classes_)} if is_classifier else {})},
+    )
+    return msgspec.structs.replace(file, objective=loss, n_trees=int(model.tree_count_))
+
+
+def _give_tables(model: Any) -> bool:
+    """Make the last output n_rows × width, as it is computed: whether it has the classes' probabilities."""
+    from onnx import TensorProto, helper
+
+    graph = model.graph
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    maps = [node for node in graph.node if node.op_type == "ZipMap"]
+    for node in maps:
+        table = helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, [batch, None])
+        graph.node.remove(node)
+        del graph.output[-1]
+        graph.output.append(table)
+    if not maps:
+        graph.output[-1].type.tensor_type.shape.dim.add()
+    return bool(maps)
+
+
+@functools.cache
+def _rows_and_pool() -> tuple[Any, Any]:
+    """Usual rows, and rows with missing and infinite values, as an array and as CatBoost's; a model takes the first columns.
+
+    Made once, when the process still may start the thread that CatBoost makes a pool with.
+    """
+    import catboost
+    import numpy as np
+
+    usual = probe_rows(MAX_FEATURES)
+    random = np.random.default_rng(12)
+    holes = np.where(random.random(usual.shape) < 0.3, random.choice([np.nan, np.inf, -np.inf, 0], usual.shape), usual)
+    rows = np.ascontiguousarray(np.concatenate([usual, holes]), dtype=np.float32)
+    return rows, catboost.Pool(rows, thread_count=1)
+
+
+def warm_up() -> None:
+    """One model, read and run."""
+    import catboost
+
+    model = catboost.CatBoostRegressor(iterations=2, depth=1, verbose=False, thread_count=1, allow_writing_files=False)
+    model.fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0])
+    read_catboost(ModelSource(file_name="a.cbm", files={"a.cbm": model._serialize_model()}))
+
+
+@hookimpl
+def mmserver_model_formats() -> list[ModelFormat]:
+    """Claims `.cbm`."""
+    return [
+        ModelFormat(
+            name="catboost",
+            suffixes=(".cbm",),
+            read=read_catboost,
+            modules=("catboost", "onnx", "onnxruntime"),
+            extra="catboost",
+            warm_up=warm_up,
+        )
+    ]

@@ -1,0 +1,116 @@
+"""CatBoost's own ONNX, with its output in the shape that it has and its classes in a tensor."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmserver.errors import NotConvertible, Undecodable
+
+catboost = pytest.importorskip("catboost", reason="catboost is not installed (the extra catboost)")
+pytest.importorskip("onnx", reason="onnx is not installed (the extra catboost)")
+
+OPTIONS = {"iterations": 15, "depth": 3, "verbose": False, "thread_count": 1, "allow_writing_files": False}
+
+
+@pytest.fixture(scope="module")
+def rows() -> Any:
+    rng = np.random.default_rng(0)
+    found = rng.normal(size=(200, 4))
+    found[rng.random(found.shape) < 0.1] = np.nan
+    return found
+
+
+@pytest.fixture(scope="module")
+def returns(rows: Any) -> Any:
+    return np.nan_to_num(rows) @ [1.0, 2.0, -1.0, 0.0]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., bytes]:
+    """The file of a fitted model."""
+
+    def run(model: Any, rows: Any, labels: Any, **saving: Any) -> bytes:
+        path = tmp_path / "model.cbm"
+        model.fit(rows, labels).save_model(str(path), **saving)
+        return path.read_bytes()
+
+    return run
+
+
+@pytest.mark.parametrize("nan_mode", ["Min", "Max"])
+def test_a_regressor_predicts_the_same_with_missing_values_too(
+    read_model: Callable[..., Any],
+    parity: Callable[..., Any],
+    saved: Callable[..., bytes],
+    rows: Any,
+    returns: Any,
+    nan_mode: str,
+) -> None:
+    model = read_model("catboost", saved(catboost.CatBoostRegressor(**OPTIONS, nan_mode=nan_mode), rows, returns))
+    report = parity(model)
+    assert report.passed
+    assert report.max_abs_difference < 1e-5
+    assert (model.n_features, model.n_trees, model.objective) == (4, 15, "RMSE")
+    assert any(None in row for row in model.probes.rows)
+
+
+@pytest.mark.parametrize(
+    "classes", [pytest.param([0, 1], id="two"), pytest.param(["BUY", "HOLD", "SELL"], id="three-named")]
+)
+def test_a_classifier_gives_the_probabilities_of_its_classes(
+    read_model: Callable[..., Any],
+    parity: Callable[..., Any],
+    saved: Callable[..., bytes],
+    rows: Any,
+    returns: Any,
+    classes: list[Any],
+) -> None:
+    labels = np.array(classes)[np.digitize(returns, np.linspace(-1, 1, len(classes) - 1))]
+    model = read_model("catboost", saved(catboost.CatBoostClassifier(**OPTIONS), rows, labels))
+    report = parity(model)
+    assert (report.passed, report.class_agreement) == (True, 1.0)
+    assert model.summary["classes"] == classes
+    assert np.shape(model.probes.outputs["probabilities"])[1] == len(classes)
+
+
+def test_a_loss_with_a_link_gives_margins_not_predictions(
+    read_model: Callable[..., Any], saved: Callable[..., bytes], rows: Any, returns: Any
+) -> None:
+    counts = catboost.CatBoostRegressor(**OPTIONS, loss_function="Poisson")
+    assert list(read_model("catboost", saved(counts, rows, np.abs(returns))).probes.outputs) == ["margin"]
+
+
+def test_probabilities_that_the_exporter_gets_wrong_do_not_agree(
+    read_model: Callable[..., Any], parity: Callable[..., Any], saved: Callable[..., bytes], rows: Any, returns: Any
+) -> None:
+    model = catboost.CatBoostClassifier(**OPTIONS, loss_function="MultiClassOneVsAll")
+    assert not parity(read_model("catboost", saved(model, rows, np.digitize(returns, (-1, 1))))).passed
+
+
+def test_categories_are_refused_by_name(
+    read_model: Callable[..., Any], saved: Callable[..., bytes], returns: Any
+) -> None:
+    model = catboost.CatBoostRegressor(**OPTIONS, cat_features=[0])
+    rows = [[str(number % 3), float(number)] for number in range(len(returns))]
+    with pytest.raises(NotConvertible, match="encode them as numbers"):
+        read_model("catboost", saved(model, rows, returns))
+
+
+def test_another_form_than_cbm_is_refused_with_what_to_do(
+    read_model: Callable[..., Any], saved: Callable[..., bytes], rows: Any, returns: Any
+) -> None:
+    as_json = saved(catboost.CatBoostRegressor(**OPTIONS), rows, returns, format="json")
+    with pytest.raises(Undecodable, match=r"save_model\('model.cbm'\)"):
+        read_model("catboost", as_json)
+
+
+def test_a_torn_file_is_refused(
+    read_model: Callable[..., Any], saved: Callable[..., bytes], rows: Any, returns: Any
+) -> None:
+    whole = saved(catboost.CatBoostRegressor(**OPTIONS), rows, returns)
+    for length in range(0, len(whole) - 1, len(whole) // 20):
+        with pytest.raises((Undecodable, catboost.CatBoostError)):
+            read_model("catboost", whole[:length])

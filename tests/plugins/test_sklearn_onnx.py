@@ -1,0 +1,142 @@
+"""scikit-learn models from skops files: what is converted agrees, what cannot be is refused by its step, nothing is run."""
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmserver.errors import NotConvertible, Undecodable
+
+skops = pytest.importorskip("skops.io", reason="skops is not installed (the extra sklearn)")
+pytest.importorskip("skl2onnx", reason="skl2onnx is not installed (the extra sklearn)")
+
+from sklearn import ensemble, linear_model, pipeline, preprocessing, svm  # noqa: E402  after the skips
+
+ROWS = np.random.default_rng(0).normal(size=(200, 4))
+RETURNS = ROWS @ [1.0, 2.0, -1.0, 0.0]
+CLASSES = np.array(["SELL", "HOLD", "BUY"])[np.digitize(RETURNS, (-1, 1))]
+
+
+def saved(model: Any, labels: Any = RETURNS, rows: Any = ROWS) -> bytes:
+    content: bytes = skops.dumps(model.fit(rows, labels))
+    return content
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(linear_model.Ridge(), id="ridge"),
+        pytest.param(ensemble.RandomForestRegressor(10, n_jobs=-1, random_state=0), id="forest"),
+        pytest.param(svm.SVR(), id="svr"),
+        pytest.param(
+            pipeline.make_pipeline(
+                preprocessing.StandardScaler(), ensemble.GradientBoostingRegressor(n_estimators=10, random_state=0)
+            ),
+            id="scaled-trees",
+        ),
+    ],
+)
+def test_a_regressor_agrees_with_its_source(
+    read_model: Callable[..., Any], parity: Callable[..., Any], model: Any
+) -> None:
+    read = read_model("sklearn", saved(model))
+    report = parity(read)
+    assert (report.passed, report.n_beyond) == (True, 0)
+    assert (read.kind, read.n_features, list(read.probes.outputs)) == ("onnx", 4, ["prediction"])
+
+
+@pytest.mark.parametrize(
+    ("model", "output"),
+    [
+        pytest.param(linear_model.LogisticRegression(), "probabilities", id="logistic"),
+        pytest.param(ensemble.RandomForestClassifier(10, random_state=0), "probabilities", id="forest"),
+        pytest.param(svm.LinearSVC(random_state=0), "scores", id="linear-svc"),
+        pytest.param(linear_model.SGDClassifier(random_state=0), "scores", id="sgd"),
+    ],
+)
+def test_a_classifier_gives_one_number_a_class_and_names_the_classes(
+    read_model: Callable[..., Any], parity: Callable[..., Any], model: Any, output: str
+) -> None:
+    read = read_model("sklearn", saved(model, CLASSES))
+    report = parity(read)
+    assert (report.passed, report.class_agreement) == (True, 1.0)
+    assert np.shape(read.probes.outputs[output])[1] == 3
+    assert read.summary["classes"] == ["BUY", "HOLD", "SELL"]
+
+
+def test_two_classes_without_probabilities_have_a_score_each(
+    read_model: Callable[..., Any], parity: Callable[..., Any]
+) -> None:
+    assert parity(read_model("sklearn", saved(svm.LinearSVC(random_state=0), RETURNS > 0))).passed
+
+
+def test_the_objective_says_that_a_quantile_is_no_return(read_model: Callable[..., Any]) -> None:
+    model = ensemble.GradientBoostingRegressor(loss="quantile", n_estimators=3)
+    assert read_model("sklearn", saved(model)).objective == "GradientBoostingRegressor quantile"
+
+
+def test_features_keep_the_names_that_they_were_fitted_with(read_model: Callable[..., Any]) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed (the extra test)")
+    frame = pandas.DataFrame(ROWS, columns=["w", "x", "y", "z"])
+    assert read_model("sklearn", saved(linear_model.Ridge(), rows=frame)).feature_names == ("w", "x", "y", "z")
+
+
+def test_a_step_that_cannot_be_converted_is_refused_by_name(read_model: Callable[..., Any]) -> None:
+    model = pipeline.make_pipeline(preprocessing.StandardScaler(), ensemble.HistGradientBoostingRegressor(max_iter=3))
+    with pytest.raises(NotConvertible, match="StandardScaler → HistGradientBoostingRegressor"):
+        read_model("sklearn", saved(model))
+
+
+def test_what_predicts_nothing_is_refused(read_model: Callable[..., Any]) -> None:
+    with pytest.raises(Undecodable, match="this is StandardScaler"):
+        read_model("sklearn", saved(preprocessing.StandardScaler()))
+
+
+def test_a_number_of_features_that_is_not_the_model_s_is_refused(read_model: Callable[..., Any]) -> None:
+    with pytest.raises(Undecodable, match="n_features is 5"):
+        read_model("sklearn", saved(linear_model.Ridge()), n_features=5)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("the pickle was run",))
+
+
+def test_a_pickle_is_refused_with_what_to_do_and_never_run(read_model: Callable[..., Any]) -> None:
+    with pytest.raises(Undecodable, match="save the model with skops"):
+        read_model("sklearn", pickle.dumps(Payload()))
+
+
+def test_a_file_that_names_a_function_of_somebody_else_is_refused_and_nothing_called(
+    read_model: Callable[..., Any],
+) -> None:
+    source = io.BytesIO(saved(linear_model.Ridge()))
+    with zipfile.ZipFile(source) as archive:
+        schema = json.loads(archive.read("schema.json"))
+        others = {name: archive.read(name) for name in archive.namelist() if name != "schema.json"}
+    schema["__module__"], schema["__class__"] = "os", "system"
+    forged = io.BytesIO()
+    with zipfile.ZipFile(forged, "w") as archive:
+        archive.writestr("schema.json", json.dumps(schema))
+        for name, data in others.items():
+            archive.writestr(name, data)
+    with pytest.raises(Undecodable, match=r"os\.system"):
+        read_model("sklearn", forged.getvalue())
+
+
+def test_a_file_that_is_cut_or_has_a_flipped_bit_is_refused(read_model: Callable[..., Any]) -> None:
+    whole = saved(linear_model.Ridge())
+    for length in range(3, len(whole), len(whole) // 12):
+        with pytest.raises((zipfile.BadZipFile, EOFError)):
+            read_model("sklearn", whole[:length])
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        first = archive.infolist()[0]
+    middle = first.header_offset + 30 + len(first.filename) + first.file_size // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    with pytest.raises(zipfile.BadZipFile):
+        read_model("sklearn", flipped)
