@@ -38,7 +38,7 @@ GROUP_COLUMNS: tuple[Column[Group], ...] = (
     Column("dim", "Dim", lambda group: group.dim, is_number=True),
     Column("samples", "Train samples", lambda group: group.train_samples, is_number=True),
     Column("ic", "Mean IC", lambda group: group.ic_mean, is_number=True),
-    Column("model", "Model", lambda group: group.has_model),
+    Column("model", "Model", lambda group: group.can_predict),
 )
 VENUE_COLUMNS: tuple[Column[tuple[str, tuple[float, float]]], ...] = (
     Column("symbol", "Symbol", lambda row: row[0]),

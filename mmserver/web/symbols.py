@@ -31,7 +31,7 @@ def item_from_group(group: Group) -> SymbolItem:
         group_key=group.group_key,
         return_name=group.return_name,
         dim=group.dim,
-        has_model=group.has_model,
+        has_model=group.can_predict,
         train_samples=group.train_samples,
         ic_mean=group.ic_mean,
     )
