@@ -41,14 +41,19 @@ DESKTOP = {"width": 1280, "height": 900}
 
 EXAMPLES = 12
 """Requests for each operation and each way of making them up; about 1,500 in all."""
-LEFT_OUT = {"remove_model", "v2_unload", "get_openapi"}
-"""The first two would leave the others nothing to work on; the last is where the description itself was read from."""
+LEFT_OUT = {"remove_model", "delete_registry_version", "v2_unload", "get_openapi"}
+"""The first three would leave the others nothing to work on; the last is where the description itself was read from."""
 KNOWN = {
     "model_name": "demo", "symbol": "SP500", "venue": "gate-margin", "name": "demo.SP500", "version": "latest"
 }  # fmt: skip
 KNOWN_BY_OPERATION = {
     "invoke_model": {"model_name": "demo.SP500"},
     "invoke_version": {"model_name": "demo.SP500", "version": "latest"},
+    **{
+        name: {"model_name": "hybrid", "version": "1.0.0"}
+        for operation in OPERATIONS
+        if "registry" in (name := operation.name)
+    },
 }
 FACTORS = ("mom_1h", "vol_1d", "spread", "rsi_14", "gap")
 ROW = [0.5, -0.25, 1.5, 55.0, None]
@@ -70,6 +75,9 @@ NEARLY_RIGHT: dict[str, Any] = {
     "v2_infer": _INFER,
     "v2_infer_of_version": _INFER,
     "v2_index": {"ready": True},
+    "set_registry_stage": {"stage": "Staging"},
+    "update_registry_metrics": {"metrics": {"ic": 0.2, "sharpe": None}},
+    "describe_registry_version": {"description": "text", "tags": {"a": "b", "c": None}},
     "invoke": {
         "dataframe_split": {"columns": [*FACTORS, "more"], "index": [0], "data": [[*ROW, "text"]]},
         "params": {},
@@ -96,7 +104,7 @@ ODDITIES = st.one_of(
 
 @pytest.fixture(scope="module")
 def demo(shared_servers: Any, artifacts: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server with one model of two groups and one venue."""
+    """A server with one model of two groups, one registered model and one venue."""
     directory = tmp_path_factory.mktemp("described")
     artifacts.write(directory / "demo", "SP500_ret_5d", 0)
     artifacts.write(directory / "demo", "NASDAQ_ret_5d", 1)
@@ -107,6 +115,10 @@ def demo(shared_servers: Any, artifacts: Any, tmp_path_factory: pytest.TempPathF
     (directory / "q.pkl").write_bytes(pickle.dumps(rows))
     put = server.client.put("/api/venues/gate-margin/quantiles", json={"pkl_path": str(directory / "q.pkl")})
     assert put.status_code == 200
+    for version, number in (("1.0.0", 0), ("1.1.0", 1)):
+        (directory / "model.json").write_bytes(artifacts.texts[number])
+        body = {"name": "hybrid", "version": version, "path": str(directory / "model.json"), "metrics": {"ic": 0.1}}
+        assert server.client.post("/api/ml/registry/models", json=body).status_code == 201
     return server
 
 
@@ -188,7 +200,8 @@ def spoiled(draw: st.DrawFn, document: Any) -> Any:
 def known_parameters(operation: Any) -> dict[str, str]:
     """Values for the parameters in the path that lead to what exists."""
     name = operation.definition.raw["operationId"]
-    return KNOWN_BY_OPERATION.get(name, {key: value for key, value in KNOWN.items() if f"{{{key}}}" in operation.path})
+    known = KNOWN_BY_OPERATION.get(name, KNOWN)
+    return {key: value for key, value in known.items() if f"{{{key}}}" in operation.path}
 
 
 def tried(check: Callable[[Any], None], strategy: Any, max_examples: int = EXAMPLES) -> None:

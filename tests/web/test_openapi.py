@@ -199,6 +199,7 @@ READS: dict[str, list[Ask]] = {
     ],
     "list_versions": [Ask(MODEL), Ask(MODEL, {"cursor": "x"}, status=400)],
     "diff_versions": [Ask(MODEL, {"from": "latest", "to": "latest"}), Ask(MODEL, {"from": "latest"}, status=400)],
+    "list_registry_models": [Ask(), Ask(query={"limit": "0"}, status=400), Ask(query={"cursor": "x"}, status=400)],
     "list_venues": [Ask()],
     "get_quantiles": [
         Ask(VENUE), Ask(VENUE, headers={"If-None-Match": "*"}, status=304), Ask({"venue": "nyse"}, status=404)
@@ -244,7 +245,13 @@ READS: dict[str, list[Ask]] = {
     "get_readyz": [Ask()],
     "get_openapi": [Ask(), Ask(headers={"If-None-Match": "*"}, status=304)],
 }  # fmt: skip
-CHANGES = {"register_model", "remove_model", "refresh_model", "rollback_model", "set_quantiles", "v2_unload"}
+REGISTRY = {
+    "register_version", "get_registry_model", "get_registry_version", "compare_registry_versions", "set_registry_stage",
+    "promote_registry_version", "retire_registry_version", "rollback_registry_model", "update_registry_metrics",
+    "describe_registry_version", "delete_registry_version",
+}  # fmt: skip
+"""Tried in the life of a registered model."""
+CHANGES = {"register_model", "remove_model", "refresh_model", "rollback_model", "set_quantiles", "v2_unload", *REGISTRY}
 
 
 def send(client: Client, operation: Operation, ask: Ask) -> TestResponse:
@@ -349,6 +356,79 @@ def test_changes_answer_as_described(
     done("set_quantiles", Ask({"venue": "binance-futures"}, json={"pkl_path": "/none"}, status=400))
 
 
+def test_a_registered_model_s_life_is_as_described(
+    make_web: Callable[..., Any], closed: dict[str, Any], xgboost_text: Callable[[int, int], bytes], tmp_path: Path
+) -> None:
+    """Each answer and the refusals on the way held against the description."""
+    made = make_web(tmp_path / "data", artifact_roots=(tmp_path,), max_artifact_bytes=50_000)
+    tried = set()
+
+    def done(name: str, ask: Ask) -> TestResponse:
+        tried.add(name)
+        response = send(made.client, BY_NAME[name], ask)
+        assert response.status_code == ask.status, response.text
+        assert_described(response, BY_NAME[name], closed)
+        return response
+
+    for seed in range(3):
+        (tmp_path / f"{seed}.json").write_bytes(xgboost_text(3, seed))
+    (tmp_path / "torn.json").write_bytes(xgboost_text(3, 0)[:100])
+    (tmp_path / "large.json").write_bytes(bytes(50_001))
+    model = {"model_name": "hybrid"}
+    one, two = ({**model, "version": version} for version in ("1.0.0", "1.1.0"))
+    register = {"name": "hybrid", "version": "1.0.0", "path": str(tmp_path / "0.json"), "metrics": {"ic": 0.1}}
+    done(
+        "register_version", Ask(json={**register, "training_params": {"a": [1, None]}, "tags": {"a": "b"}}, status=201)
+    )
+    done("register_version", Ask(json=register))
+    done("register_version", Ask(json={**register, "path": str(tmp_path / "1.json")}, status=409))
+    done("register_version", Ask(json={**register, "version": "latest"}, status=400))
+    done(
+        "register_version", Ask(json={**register, "version": "2.0.0", "path": str(tmp_path / "torn.json")}, status=400)
+    )
+    done(
+        "register_version", Ask(json={**register, "version": "2.0.0", "path": str(tmp_path / "large.json")}, status=413)
+    )
+    done("register_version", Ask(json={**register, "name": "/"}, status=400))
+    done("register_version", Ask(json={**register, "path": "/etc/passwd"}, status=400))
+    done("register_version", Ask(json={}, status=400))
+    done("register_version", Ask(data=b"x", content_type="text/plain", status=415))
+    done("register_version", Ask(json=register, headers={"Sec-Fetch-Site": "cross-site"}, status=403))
+    second = {**register, "version": "1.1.0", "path": str(tmp_path / "1.json"), "factors": ["a", "b", "c"]}
+    done("register_version", Ask(json={**second, "metrics": {"ic": 0.2, "n": 1}}, status=201))
+    done("get_registry_model", Ask(model))
+    done("get_registry_model", Ask(model, {"stage": "live"}, status=400))
+    done("get_registry_model", Ask({"model_name": "none"}, status=404))
+    done("get_registry_version", Ask(one))
+    done("get_registry_version", Ask({**one, "version": "staging"}, status=404))
+    done("compare_registry_versions", Ask(model, {"version1": "1.0.0", "version2": "latest"}))
+    done("compare_registry_versions", Ask(model, {"version1": "1.0.0"}, status=400))
+    done("rollback_registry_model", Ask(model, status=409))
+    done("set_registry_stage", Ask(two, json={"stage": "Staging"}))
+    done("set_registry_stage", Ask(two, json={"stage": "live"}, status=400))
+    done("promote_registry_version", Ask(one))
+    done("promote_registry_version", Ask(two))
+    done("promote_registry_version", Ask({**one, "version": "9.9.9"}, status=404))
+    done("rollback_registry_model", Ask(model))
+    done("retire_registry_version", Ask(one, status=409))
+    done("retire_registry_version", Ask(two))
+    done("update_registry_metrics", Ask(one, json={"metrics": {"ic": None, "n": 2, "x": 0.5}}))
+    done("update_registry_metrics", Ask(one, json={"metrics": {"ic": "x"}}, status=400))
+    done("describe_registry_version", Ask(one, json={"tags": {"a": None, "c": "d"}, "description": "x"}))
+    done("describe_registry_version", Ask(one, json={"tags": {"a": 1}}, status=400))
+    done("list_registry_models", Ask())
+    done("list_ml_models", Ask())
+    done("list_models", Ask())
+    done("list_served_versions", Ask(model))
+    done("get_model", Ask(model))
+    done("refresh_model", Ask(model, status=409))
+    done("rollback_model", Ask(model, json={"version": "1.0.0"}, status=409))
+    done("delete_registry_version", Ask(one, status=409))
+    done("delete_registry_version", Ask(two, status=204))
+    done("delete_registry_version", Ask(two, status=404))
+    assert tried >= REGISTRY
+
+
 def test_a_read_only_instance_refuses_changes_as_described(
     make_web: Callable[..., Any], closed: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -357,6 +437,8 @@ def test_a_read_only_instance_refuses_changes_as_described(
         "register_model": Ask(json={"model_name": "x", "root_path": "/x"}, status=403),
         "remove_model": Ask({"model_name": "x"}, status=403),
         "set_quantiles": Ask({"venue": "gate-margin"}, json={"pkl_path": "/x"}, status=403),
+        "register_version": Ask(json={"name": "x", "version": "1.0.0", "path": "/x"}, status=403),
+        "promote_registry_version": Ask({"model_name": "x", "version": "1.0.0"}, status=403),
     }.items():
         response = send(made.client, BY_NAME[name], ask)
         assert response.status_code == 403, response.text
