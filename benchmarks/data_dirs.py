@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmserver.app import open_store
 from mmserver.catalog.catalog import Actor
+from mmserver.catalog.opening import open_store
 from mmserver.catalog.registering import register_model
 from mmserver.settings import Settings
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import percentile
-from mmserver.app import open_store
+from mmserver.catalog.opening import open_store
 from mmserver.serving.predictions import Asked, Serving
 from mmserver.settings import Settings
 

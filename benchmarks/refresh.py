@@ -72,8 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _measure(
     data_dir: Path, changing: Changing, n_rounds: int, memory_at: tuple[int, ...]
 ) -> tuple[Times, dict[int, int], float]:
-    from mmserver.app import open_store
     from mmserver.catalog.catalog import Actor
+    from mmserver.catalog.opening import open_store
     from mmserver.catalog.refreshing import refresh_model
     from mmserver.catalog.registering import register_model
     from mmserver.settings import Settings

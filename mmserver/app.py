@@ -7,25 +7,17 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import flask
 
-from mmserver.catalog.leftovers import drop_unfinished
+from mmserver.catalog.opening import open_store
 from mmserver.catalog.store import Store
-from mmserver.errors import SettingInvalid
 from mmserver.jobs import Jobs
-from mmserver.plugin_loading import Plugins, load_plugins
-from mmserver.sandbox.level import LevelName
-from mmserver.sandbox.limits import JobLimits
-from mmserver.sandbox.pool import Sandbox
 from mmserver.settings import Settings, load_settings
 from mmserver.storage.data_dir import DataDir
-from mmserver.storage.database import Database, open_database
 from mmserver.storage.lease import Lease
-from mmserver.storage.schema import check_schema, upgrade_database
 from mmserver.web.blueprints import register_web
 from mmserver.web.current import MODEL_READER_KEY, QUICK_KEY, SERVING_KEY
 from mmserver.web.health import Check
@@ -37,7 +29,6 @@ RUNTIME_KEY = "mmserver.runtime"
 LEASE_NAME = "jobs"
 LEASE_TTL_S = 15.0
 PREDICTIONS = "mmserver.web.predictions"
-LEVELS: tuple[LevelName, ...] = ("rlimits-only", "partial", "full")
 log = logging.getLogger(__name__)
 
 
@@ -89,57 +80,6 @@ def create_app(
         return app
 
 
-class OpenStore:
-    """A store as a context manager: opened on entering, closed with everything beneath it on leaving."""
-
-    def __init__(self, settings: Settings, *, owns_data_dir: bool) -> None:
-        self._settings = settings
-        self._owns_data_dir = owns_data_dir
-        self._opened = ExitStack()
-
-    def __enter__(self) -> Store:
-        with ExitStack() as opened:
-            plugins = load_plugins(self._settings.plugins_dir, self._settings.execution_providers)
-            database = self._database(opened)
-            opened.callback(database.close)
-            is_read_only = self._settings.read_only or self._settings.snapshot is not None
-            store = Store(
-                settings=self._settings,
-                database=database,
-                plugins=plugins,
-                sandbox=_sandbox(self._settings, plugins),
-                read_only=is_read_only,
-            )
-            opened.callback(store.close)
-            _require_sandbox(store)
-            if self._owns_data_dir and not is_read_only:
-                drop_unfinished(store)
-            self._opened = opened.pop_all()
-            return store
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-    def _database(self, opened: ExitStack) -> Database:
-        settings = self._settings
-        if settings.snapshot is not None:
-            database = open_database(_existing(settings.snapshot), read_only=True, n_readers=settings.threads + 4)
-            check_schema(database)
-            return database
-        data_dir = DataDir(settings.data_dir)
-        data_dir.create()
-        if self._owns_data_dir:
-            opened.enter_context(data_dir.lock())
-            data_dir.remove_leftovers()
-            upgrade_database(data_dir.database_path, data_dir.snapshots_dir)
-        elif not data_dir.database_path.exists():
-            with data_dir.lock():
-                upgrade_database(data_dir.database_path, data_dir.snapshots_dir)
-        database = open_database(data_dir.database_path, n_readers=settings.threads + 4)
-        check_schema(database)
-        return database
-
-
 def _keep_serving_up(app: flask.Flask, is_stopping: Callable[[], bool]) -> None:
     """Import what predicts, the first time, so that no request waits for it; then load what the catalog and the settings ask for."""
     importlib.import_module(PREDICTIONS)
@@ -154,45 +94,7 @@ def _follow_siblings(app: flask.Flask) -> None:
         serving.follow()
 
 
-def open_store(settings: Settings, *, owns_data_dir: bool = True) -> OpenStore:
-    """The state, to be used in a `with` block; the command line works on it beside a running server with
-    `owns_data_dir=False`.
-    """
-    return OpenStore(settings, owns_data_dir=owns_data_dir)
-
-
 def boot_clock() -> float:
     """Seconds since the machine started: the same in all its processes, never set back."""
 
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _sandbox(settings: Settings, plugins: Plugins) -> Sandbox:
-    return Sandbox(
-        "mmserver.catalog.ingest:handlers",
-        {"plugins_dir": str(settings.plugins_dir) if settings.plugins_dir else None},
-        n_workers=settings.sandbox_workers,
-        limits=JobLimits(
-            memory_bytes=settings.sandbox_memory_bytes,
-            cpu_s=max(1, int(settings.sandbox_timeout_s)),
-            wall_s=settings.sandbox_timeout_s,
-        ),
-    )
-
-
-def _require_sandbox(store: Store) -> None:
-    """Test the sandbox now, not in the background, where the settings ask for more than limits."""
-    wanted = store.settings.require_sandbox
-    if store.read_only or wanted == LEVELS[0]:
-        return
-    store.tested_level = found = store.sandbox.level()
-    if LEVELS.index(found.name) < LEVELS.index(wanted):
-        lacking = "; ".join(f"{step}: {outcome}" for step, outcome in found.steps.items() if outcome != "on")
-        reason = f"{wanted!r} is required, but this machine gives {found.name!r} ({lacking})"
-        raise SettingInvalid(setting="MMSERVER_REQUIRE_SANDBOX", reason=reason)
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise SettingInvalid(setting="--snapshot", reason=f"no file is at {path}")
-    return path

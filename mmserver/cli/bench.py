@@ -112,7 +112,7 @@ def _of_state(
     settings: Settings, model: str, symbol: str | None, version: str | None, seconds: float
 ) -> tuple[Subject, list[Line]]:
     """Measure a model of the data directory, in this process and then in a server."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
     from mmserver.serving.predictions import Serving
 
     with open_store(settings, owns_data_dir=False) as store:

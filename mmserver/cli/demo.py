@@ -68,7 +68,7 @@ def _print_result(result: "DemoResult") -> None:
 
 
 def _register(settings: Settings, directory: Path) -> None:
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
 
     with open_store(settings, owns_data_dir=False) as store:
         _register_model(store, directory)

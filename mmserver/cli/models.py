@@ -29,7 +29,7 @@ def models() -> None:
 @json_option
 def add(settings: Settings, name: str, directory: Path, as_json: bool) -> None:
     """Read DIRECTORY and serve what is in it as NAME, from now on watched."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
     from mmserver.catalog.registering import register_model
 
     with open_store(settings, owns_data_dir=False) as store, _Progress(f"reading {directory}") as progress:
@@ -42,7 +42,7 @@ def add(settings: Settings, name: str, directory: Path, as_json: bool) -> None:
 @json_option
 def list_(settings: Settings, as_json: bool) -> None:
     """Show every model."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
 
     with open_store(settings, owns_data_dir=False) as store:
         _print_models(store.catalog.models.values(), as_json=as_json)
@@ -55,7 +55,7 @@ def list_(settings: Settings, as_json: bool) -> None:
 @json_option
 def refresh(settings: Settings, name: str, accept_vanished: bool, as_json: bool) -> None:
     """Look at the directory now and serve what changed."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
     from mmserver.catalog.refreshing import refresh_model
 
     with open_store(settings, owns_data_dir=False) as store:
@@ -78,8 +78,8 @@ def refresh(settings: Settings, name: str, accept_vanished: bool, as_json: bool)
 @json_option
 def versions(settings: Settings, name: str, limit: int, as_json: bool) -> None:
     """Show the history of a model."""
-    from mmserver.app import open_store
     from mmserver.catalog.history import list_versions
+    from mmserver.catalog.opening import open_store
 
     with open_store(settings, owns_data_dir=False) as store:
         records = list_versions(store, name, limit)
@@ -96,8 +96,8 @@ def versions(settings: Settings, name: str, limit: int, as_json: bool) -> None:
 @json_option
 def rollback(settings: Settings, name: str, version: str, as_json: bool) -> None:
     """Serve VERSION until the files change again."""
-    from mmserver.app import open_store
     from mmserver.catalog.history import rollback_model
+    from mmserver.catalog.opening import open_store
 
     with open_store(settings, owns_data_dir=False) as store:
         _print_models([rollback_model(store, name, version, _actor())], as_json=as_json)
@@ -111,9 +111,9 @@ def rollback(settings: Settings, name: str, version: str, as_json: bool) -> None
 @json_option
 def diff(settings: Settings, name: str, from_version: str, to_version: str, as_json: bool) -> None:
     """Show what differs between two versions; exit code 1 when something does."""
-    from mmserver.app import open_store
     from mmserver.catalog.diffing import diff_versions
     from mmserver.catalog.history import resolve_version
+    from mmserver.catalog.opening import open_store
 
     with open_store(settings, owns_data_dir=False) as store:
         old, new = (resolve_version(store, name, reference) for reference in (from_version, to_version))
@@ -144,7 +144,7 @@ def diff(settings: Settings, name: str, from_version: str, to_version: str, as_j
 @with_settings()
 def remove(settings: Settings, name: str, yes: bool) -> None:
     """Forget a model and its versions; its directory is not touched."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
     from mmserver.catalog.registering import remove_model
 
     with open_store(settings, owns_data_dir=False) as store:

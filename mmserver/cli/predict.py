@@ -44,7 +44,7 @@ def predict(
     settings: Settings, *, model: str, symbol: str, features: str, version: str | None, explain: bool, as_json: bool
 ) -> None:
     """Predict SYMBOL with MODEL. With --json one line for each row: what `POST /predict` answers."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
     from mmserver.serving.predictions import Serving
 
     data = read_features(features)

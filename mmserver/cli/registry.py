@@ -70,7 +70,7 @@ def registry() -> None:
 @json_option
 def list_(settings: Settings, as_json: bool) -> None:
     """Show every registered model."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
     from mmserver.registry.versions import list_models
     from mmserver.web.registry_bodies import item_from_model
 
@@ -87,7 +87,7 @@ def list_(settings: Settings, as_json: bool) -> None:
 @json_option
 def show(settings: Settings, name: str, version: str | None, stage: str | None, as_json: bool) -> None:
     """Show the versions of a model, newest first, or all about one VERSION: its label, a stage or latest."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
     from mmserver.registry.stages import stage_from_text
     from mmserver.registry.versions import get_version, list_versions
     from mmserver.web.registry_bodies import item_from_version
@@ -123,7 +123,7 @@ def show(settings: Settings, name: str, version: str | None, stage: str | None, 
 @json_option
 def register(settings: Settings, name: str, version: str, file: Path, as_json: bool, **said: Any) -> None:
     """Register FILE, with the OTHER_FILES that belong to it, as VERSION of NAME."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
     from mmserver.conversion.reading import ModelReader
     from mmserver.registry.registering import NewVersion, register_version
     from mmserver.web.registry_uploads import source_from_paths
@@ -204,7 +204,7 @@ def rollback(settings: Settings, name: str, as_json: bool) -> None:
 @with_settings()
 def delete(settings: Settings, name: str, version: str, yes: bool) -> None:
     """Forget VERSION; with the last one the model is forgotten."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
     from mmserver.registry.removing import delete_version
     from mmserver.registry.versions import get_version
 
@@ -223,7 +223,7 @@ def delete(settings: Settings, name: str, version: str, yes: bool) -> None:
 @json_option
 def compare(settings: Settings, name: str, version1: str, version2: str, as_json: bool) -> None:
     """Show two versions side by side."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
     from mmserver.registry import comparing
 
     with open_store(settings, owns_data_dir=False) as store:
@@ -253,7 +253,7 @@ def metrics(settings: Settings, name: str, version: str, values: tuple[tuple[str
 
 
 def _change(settings: Settings, change: "Callable[[Store], StagedVersion]", *, as_json: bool) -> None:
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
 
     with open_store(settings, owns_data_dir=False) as store:
         _print_version(change(store), as_json=as_json)

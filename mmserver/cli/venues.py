@@ -20,8 +20,8 @@ def venues() -> None:
 @with_settings("plugins_dir")
 def set_(settings: Settings, venue: str, pkl_path: Path) -> None:
     """Read the thresholds of VENUE from a file, from now on watched."""
-    from mmserver.app import open_store
     from mmserver.catalog.catalog import Actor
+    from mmserver.catalog.opening import open_store
     from mmserver.catalog.venues import set_quantiles
 
     with open_store(settings, owns_data_dir=False) as store:
@@ -35,7 +35,7 @@ def set_(settings: Settings, venue: str, pkl_path: Path) -> None:
 @json_option
 def show(settings: Settings, venue: str | None, as_json: bool) -> None:
     """Show all venues, or the thresholds of one."""
-    from mmserver.app import open_store
+    from mmserver.catalog.opening import open_store
     from mmserver.catalog.venues import find_venue
 
     with open_store(settings, owns_data_dir=False) as store:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import msgspec
 
-from mmserver.app import open_store
+from mmserver.catalog.opening import open_store
 from mmserver.server.board import Board
 from mmserver.server.post import Post
 from mmserver.server.process import GRACE_S, announce

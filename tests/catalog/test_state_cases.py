@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, insert, text, update
 
-from mmserver.app import open_store
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.history import apply_retention, list_versions, rollback_model
 from mmserver.catalog.leftovers import drop_unfinished
+from mmserver.catalog.opening import open_store
 from mmserver.catalog.refreshing import refresh_model
 from mmserver.catalog.registering import register_model, remove_model
 from mmserver.catalog.store import Store

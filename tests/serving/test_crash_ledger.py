@@ -278,7 +278,7 @@ def test_after_two_crashes_the_model_is_not_loaded_any_more(crashed: Any) -> Non
 PREDICTING = """
 import os, sys
 from pathlib import Path
-from mmserver.app import open_store
+from mmserver.catalog.opening import open_store
 from mmserver.serving.predictions import Asked, Serving
 from mmserver.settings import Settings
 with open_store(Settings(data_dir=Path(sys.argv[1]), plugins_dir=Path(sys.argv[2]))) as store:

@@ -502,7 +502,7 @@ def test_predicting_with_trees_loads_no_library(trees: Any, tmp_path: Path, test
     script = """
 import sys
 from pathlib import Path
-from mmserver.app import open_store
+from mmserver.catalog.opening import open_store
 from mmserver.serving.predictions import Asked, Serving
 from mmserver.settings import Settings
 with open_store(Settings(data_dir=Path(sys.argv[1]), plugins_dir=Path(sys.argv[2]))) as store:
