@@ -22,6 +22,8 @@ from mmserver.settings import Settings
 
 IDLE_S = 60.0
 """A process with heavy libraries is kept that long after its last model."""
+START_TIMEOUT_S = 115.0
+"""For the imports of heavy libraries and their warm-up: torch takes 8 s on an idle core, 25 s on a busy one (measured)."""
 HANDLERS = "mmserver.conversion.worker:handlers"
 
 
@@ -105,7 +107,8 @@ class ModelReader:
             kept = self._kept.get(modules)
             if kept is None:
                 options = {"modules": list(modules), "plugins_dir": self._plugins_dir}
-                kept = self._kept[modules] = _Kept(Sandbox(HANDLERS, options, n_workers=1, limits=self._limits))
+                sandbox = Sandbox(HANDLERS, options, n_workers=1, limits=self._limits, start_timeout_s=START_TIMEOUT_S)
+                kept = self._kept[modules] = _Kept(sandbox)
             if kept.ending is not None:
                 kept.ending.cancel()
                 kept.ending = None

@@ -13,7 +13,7 @@ from mmserver.errors import SandboxUnavailable, WorkerCrashed
 from mmserver.sandbox.frames import Setup
 from mmserver.sandbox.level import SandboxLevel, self_test
 from mmserver.sandbox.limits import JobLimits
-from mmserver.sandbox.process import ZygoteDiedError, ZygoteProcess
+from mmserver.sandbox.process import START_TIMEOUT_S, ZygoteDiedError, ZygoteProcess
 
 MAX_STARTS = 5
 STARTS_WINDOW_S = 60.0
@@ -35,6 +35,7 @@ class Sandbox:
         n_workers: int = 2,
         limits: JobLimits | None = None,
         extra_paths: Sequence[Path] = (),
+        start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         """Say what is to be run.
 
@@ -42,6 +43,7 @@ class Sandbox:
             by name, each from request bytes to result bytes. What the function imports is trusted, and it imports everything
             that a job will need: a child opens no file, so a module that it asks for first is not found.
         extra_paths: directories that the zygote imports from, after this process's own.
+        start_timeout_s: for those imports; the zygote ends itself after two minutes of them, whatever is said here.
         """
         self._setup = Setup(
             handlers=handlers,
@@ -49,6 +51,7 @@ class Sandbox:
             extra_paths=[str(path.absolute()) for path in extra_paths],
             limits=limits or JobLimits(),
         )
+        self._start_timeout_s = start_timeout_s
         self._slots = threading.BoundedSemaphore(n_workers)
         self._starting = threading.Lock()
         self._testing = threading.Lock()
@@ -131,7 +134,7 @@ class Sandbox:
             )
         self._started_at_s.append(now_s)
         try:
-            self._begun = zygote = ZygoteProcess(self._setup)
+            self._begun = zygote = ZygoteProcess(self._setup, self._start_timeout_s)
             if self._is_closed:
                 zygote.kill()  # `close` may not have seen it
             zygote.get_ready()

@@ -29,7 +29,7 @@ class ZygoteDiedError(Exception):
 class ZygoteProcess:
     """A running zygote. Threads may run jobs on it at the same time."""
 
-    def __init__(self, setup: frames.Setup) -> None:
+    def __init__(self, setup: frames.Setup, start_timeout_s: float = START_TIMEOUT_S) -> None:
         """Start it; jobs have to wait until `get_ready` has returned.
 
         Raises:
@@ -44,6 +44,7 @@ class ZygoteProcess:
             self._control.close()
             raise SandboxUnavailable(reason=f"it cannot be started: {error}") from error
         self._setup = setup
+        self._start_timeout_s = start_timeout_s
 
     def get_ready(self) -> None:
         """Wait until its handlers are loaded; else it is closed.
@@ -136,14 +137,14 @@ class ZygoteProcess:
         return _how(number, cpu_s, peak_bytes, limits)
 
     def _wait_until_ready(self, setup: frames.Setup) -> int:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self._start_timeout_s
         try:
             frames.send_block(self._control, msgspec.json.encode(setup), deadline)
             self._control.settimeout(None)
             with io.BufferedReader(frames.DeadlineReader(self._control, deadline)) as incoming:
                 block = frames.read_block(incoming, frames.MAX_ERROR_BYTES)
         except TimeoutError:
-            raise SandboxUnavailable(reason=f"it was not ready after {START_TIMEOUT_S:g} s") from None
+            raise SandboxUnavailable(reason=f"it was not ready after {self._start_timeout_s:g} s") from None
         except OSError:
             block = None
         if block is None:
