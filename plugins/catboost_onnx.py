@@ -39,6 +39,10 @@ def read_catboost(source: ModelSource) -> ModelFile:
     if not source.content.startswith(b"CBM1"):
         detail = "a .cbm file is expected: model.save_model('model.cbm'); an .onnx of CatBoost's is an ONNX model"
         raise Undecodable("wrong_type", detail)
+    if len(source.content) < 8 + int.from_bytes(
+        source.content[4:8], "little"
+    ):  # CatBoost itself would read beyond the end
+        raise Undecodable("torn", "the file is shorter than it says")
     model = catboost.CatBoost()
     model.load_model(blob=source.content)
     if len(model.get_cat_feature_indices()) or len(model.get_text_feature_indices()):
@@ -64,7 +68,7 @@ def read_catboost(source: ModelSource) -> ModelFile:
         library_version=version,
         conversion=Conversion(source=f"{version} model", absolute=_ABSOLUTE, relative=_RELATIVE),
         probes=probes_from_outputs(rows, {output: found}),
-        summary={"accepts_missing": True, **({"classes": to_jsonable(model.classes_)} if is_classifier else {})},
+        summary={"classes": to_jsonable(model.classes_)} if is_classifier else {},
     )
     return msgspec.structs.replace(file, objective=loss, n_trees=int(model.tree_count_))
 
@@ -98,6 +102,7 @@ def _rows_and_pool() -> tuple[Any, Any]:
     usual = probe_rows(MAX_FEATURES)
     random = np.random.default_rng(12)
     holes = np.where(random.random(usual.shape) < 0.3, random.choice([np.nan, np.inf, -np.inf, 0], usual.shape), usual)
+    holes[-1] = np.nan
     rows = np.ascontiguousarray(np.concatenate([usual, holes]), dtype=np.float32)
     return rows, catboost.Pool(rows, thread_count=1)
 

@@ -62,7 +62,7 @@ def read_lightgbm(source: ModelSource) -> ModelFile:
         library_version=version,
         conversion=Conversion(source=f"{version} model", absolute=_ABSOLUTE, relative=_RELATIVE),
         probes=probes_from_outputs(rows, {output: found}),
-        summary={"accepts_missing": True, **({} if classes is None else {"classes": classes})},
+        summary={} if classes is None else {"classes": classes},
     )
     return msgspec.structs.replace(file, objective=objective, n_trees=len(trees))
 
@@ -228,6 +228,7 @@ def _rows_at_splits(trees: list[Any], n_features: int) -> Any:
     usual = probe_rows(n_features)
     random = np.random.default_rng(12)
     holes = np.where(random.random(usual.shape) < 0.3, random.choice([np.nan, np.inf, -np.inf, 0], usual.shape), usual)
+    holes[-1] = np.nan
     splits = [node for tree in trees for _, node, left, _ in _numbered(tree) if left is not None][:_N_SPLIT_ROWS]
     at_splits = np.repeat(usual[:1], 3 * len(splits), axis=0)
     for number, node in enumerate(splits):

@@ -111,6 +111,6 @@ def test_a_torn_file_is_refused(
     read_model: Callable[..., Any], saved: Callable[..., bytes], rows: Any, returns: Any
 ) -> None:
     whole = saved(catboost.CatBoostRegressor(**OPTIONS), rows, returns)
-    for length in range(0, len(whole) - 1, len(whole) // 20):
-        with pytest.raises((Undecodable, catboost.CatBoostError)):
+    for length in range(len(whole)):
+        with pytest.raises(Undecodable):
             read_model("catboost", whole[:length])
