@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, select
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.store import Store
 from mmserver.formats import Event
-from mmserver.registry.changes import announce, touch
+from mmserver.registry.changes import announce, touch, touch_model
 from mmserver.registry.fields import (
     Number,
     check_size,
@@ -100,6 +100,7 @@ def _change(
             is_changed = any(getattr(before, name) != value for name, value in values.items())
             if is_changed:
                 touch(connection, model, version.id, at, **values)
+                touch_model(connection, model.id, at)
                 record_audit(connection, at=at, actor=by.name, action=action, target=model_name,
                              detail={"version": version.label, **detail}, request_id=by.request_id)  # fmt: skip
             result = registered_version(connection, model, version.id)

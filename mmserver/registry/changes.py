@@ -33,14 +33,13 @@ def serve_what_is_due(connection: Connection, model: Row[Any], at: str, reason: 
 
 
 def touch(connection: Connection, model: Row[Any], version_id: int, at: str, **values: Any) -> None:
-    """Note when a registered version changed last, and what; `values` are RegisteredVersionRow's columns."""
+    """Note when a registered version changed last, and what (its model: `touch_model`); `values` are RegisteredVersionRow's columns."""
     if model.kind == REGISTERED:
         connection.execute(
             update(RegisteredVersionRow)
             .where(RegisteredVersionRow.version_id == version_id)
             .values(updated_at=at, **values)
         )
-        touch_model(connection, model.id, at)
 
 
 def touch_model(connection: Connection, model_id: int, at: str) -> None:

@@ -15,7 +15,7 @@ from mmserver.catalog.history import PRODUCTION, STAGING
 from mmserver.catalog.store import Store
 from mmserver.errors import NothingBefore, NotInProduction, RequestInvalid, VersionInUse
 from mmserver.formats import Event
-from mmserver.registry.changes import announce, serve_what_is_due, touch
+from mmserver.registry.changes import announce, serve_what_is_due, touch, touch_model
 from mmserver.registry.finding import REGISTERED, check_registered, find_model, find_version, in_stage
 from mmserver.registry.versions import StagedVersion, VersionStage, staged_version
 from mmserver.storage.audit import record_audit
@@ -184,6 +184,8 @@ def _move(store: Store, model_name: str, by: Actor, mover: _Mover) -> StagedVers
             model = find_model(connection, model_name)
             moved = mover(connection, model, at)
             if isinstance(moved, _Move):
+                if model.kind == REGISTERED:
+                    touch_model(connection, model.id, at)
                 if model.kind == REGISTERED or PRODUCTION in (moved.stage, moved.detail.get("left")):
                     served = serve_what_is_due(connection, model, at, moved.serving_reason)
                 record_audit(connection, at=at, actor=by.name, action=moved.action, target=model_name,

@@ -15,7 +15,7 @@ from mmserver.catalog.store import Store
 from mmserver.registry.fields import Number
 from mmserver.registry.finding import find_model, find_registered_model, find_version, stages_of_model
 from mmserver.registry.semantic_versions import precedence
-from mmserver.storage.blobs import get_blob
+from mmserver.storage.blobs import get_blobs
 from mmserver.storage.tables import MembershipRow, RegisteredVersionRow, VersionRow
 from mmserver.storage.times import datetime_from_text
 
@@ -174,7 +174,8 @@ def _query(model_id: int) -> Select[*tuple[Any, ...]]:
 def _versions_from_rows(connection: Connection, model: Row[Any], rows: Sequence[Row[Any]]) -> list[RegisteredVersion]:
     stages = stages_of_model(connection, model.id)
     groups = load_groups(connection, sorted({row.group_id for row in rows}))
-    facts = {group_id: _facts(connection, group) for group_id, group in groups.items()}
+    details = get_blobs(connection, {group.detail_sha256 for group in groups.values()})
+    facts = {group_id: _facts(details[group.detail_sha256]) for group_id, group in groups.items()}
     return [
         RegisteredVersion(
             model_name=model.name,
@@ -210,5 +211,5 @@ def _stage(stage: str | None, archived_at: str | None) -> VersionStage | None:
     return "archived" if archived_at is not None else None
 
 
-def _facts(connection: Connection, group: Group) -> _ModelFacts:
-    return msgspec.json.decode(get_blob(connection, group.detail_sha256), type=_RecordFacts).model
+def _facts(detail: bytes) -> _ModelFacts:
+    return msgspec.json.decode(detail, type=_RecordFacts).model
