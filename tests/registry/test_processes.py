@@ -6,7 +6,7 @@ import shutil
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from sqlalchemy import Engine, event, select, text
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.store import Store, utc_now
+from mmserver.errors import DatabaseBusy
 from mmserver.registry.finding import in_stage, last_served_id
 from mmserver.registry.registering import register_version
 from mmserver.registry.removing import delete_version
@@ -43,6 +44,13 @@ def in_child(work: Callable[[], object]) -> int:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def tried_again(work: Callable[[], Any]) -> Any:
+    """Whose turn to write does not come within the timeout is told so, nothing was changed, and it tries again."""
+    while True:
+        with suppress(DatabaseBusy):
+            return work()
 
 
 def exit_status(child: int) -> int:
@@ -100,10 +108,11 @@ def test_promotions_by_eight_processes_leave_exactly_one_in_production_at_any_in
         os.write(looked_fd, str(watch_production(open_bench().store, stop_fd)).encode())
 
     def write(number: int) -> None:
-        own = open_bench()
+        own = tried_again(open_bench)
         own.store.now = utc_now
         for turn in range(n_promotions // N_WRITERS):  # of its own two in turn, so that each one changes something
-            promote(own.store, "hybrid", labels[2 * number + (turn + 1) % 2], Actor(f"writer {number}"))
+            label, by = labels[2 * number + (turn + 1) % 2], Actor(f"writer {number}")
+            tried_again(partial(promote, own.store, "hybrid", label, by))
 
     reader = in_child(look)
     writers = [in_child(lambda number=number: write(number)) for number in range(N_WRITERS)]  # type: ignore[misc]
