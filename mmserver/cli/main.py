@@ -24,7 +24,8 @@ from mmserver.errors import (
 COMMANDS = {
     "serve": ("mmserver.cli.serve", "Start the server."),
     "models": ("mmserver.cli.models", "Watched models, their directories and versions."),
-    "registry": ("mmserver.cli.registry", "Versions that are registered one by one: register, promote, compare."),
+    "registry": ("mmserver.cli.registry", "Models registered one by one: stages, comparison."),
+    "optimize": ("mmserver.cli.optimize", "Smaller and quicker forms of a registered ONNX model."),
     "predict": ("mmserver.cli.predict", "Predict from the command line: CSV or JSON in, decisions out."),
     "bench": ("mmserver.cli.bench", "Measure how fast a model predicts here, and over HTTP."),
     "venues": ("mmserver.cli.venues", "Order quantiles of venues: set, show."),
