@@ -10,6 +10,7 @@ import msgspec
 
 from mmserver.cli.options import json_option, with_settings
 from mmserver.cli.output import print_json, print_rows
+from mmserver.cli.registry_transfer import import_, import_mlflow, sync
 from mmserver.errors import RequestInvalid
 from mmserver.settings import Settings
 
@@ -63,6 +64,10 @@ _NAMED = _NamedValue()
 @click.group()
 def registry() -> None:
     """Versions that are registered one by one, put into stages, compared and retired."""
+
+
+for command in (sync, import_, import_mlflow):
+    registry.add_command(command)
 
 
 @registry.command(name="list")
