@@ -460,6 +460,13 @@ class NotExplainable(Unprocessable):
     template = "{model_name} cannot explain its predictions: {reason}"
 
 
+class NotOptimizable(Unprocessable):
+    """Only ONNX models have smaller and quicker forms."""
+
+    code = "not_optimizable"
+    template = "{model_name} {version} cannot be optimised: {reason}"
+
+
 class NotInterpretable(Unprocessable):
     """The model's outputs say no direction by themselves; the protocols that give them as they are still work."""
 

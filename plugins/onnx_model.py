@@ -2,6 +2,8 @@
 
 import contextlib
 
+import msgspec
+
 from mmserver import (
     Artifact,
     ArtifactFormat,
@@ -24,12 +26,18 @@ def parse_model_onnx(artifact: Artifact) -> ModelFile:
 
 
 def read_onnx(source: ModelSource) -> ModelFile:
-    """A graph, and the weights beside it that it names."""
+    """A graph, and the weights beside it that it names; `objective` and `classes` say what its outputs mean, where it does not."""
     others = {name: data for name, data in source.files.items() if name != source.file_name}
     options = source.options
-    return model_file_from_onnx(
-        source.content, files=others, input_shape=options.get("input_shape"), outputs=options.get("outputs")
+    classes = options.get("classes")
+    file = model_file_from_onnx(
+        source.content,
+        files=others,
+        input_shape=options.get("input_shape"),
+        outputs=options.get("outputs"),
+        summary={} if classes is None else {"classes": classes},
     )
+    return msgspec.structs.replace(file, objective=str(options.get("objective", "")))
 
 
 def warm_up() -> None:

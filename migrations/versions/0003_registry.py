@@ -12,6 +12,22 @@ depends_on = None
 def upgrade() -> None:
     """Make the tables; no model has a stage yet."""
     op.create_table(
+        "optimizations",
+        sa.Column("version_id", sa.Integer(), nullable=False),
+        sa.Column("variant", sa.Text(), nullable=False),
+        sa.Column("report", sa.Text(), nullable=False),
+        sa.Column("result_id", sa.Integer(), nullable=True),
+        sa.Column("created_at", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["version_id"], ["versions.id"], name=op.f("fk_optimizations_version_id_versions"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["result_id"], ["versions.id"], name=op.f("fk_optimizations_result_id_versions"), ondelete="SET NULL"
+        ),
+        sa.PrimaryKeyConstraint("version_id", "variant", name=op.f("pk_optimizations")),
+    )
+    op.create_index(op.f("ix_optimizations_result_id"), "optimizations", ["result_id"], unique=False)
+    op.create_table(
         "promotions",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("model_id", sa.Integer(), nullable=False),
@@ -42,6 +58,7 @@ def upgrade() -> None:
         sa.Column("content_sha256", sa.Text(), nullable=False),
         sa.Column("size_bytes", sa.Integer(), nullable=False),
         sa.Column("derived_from", sa.Text(), nullable=True),
+        sa.Column("parity", sa.Text(), nullable=True),
         sa.Column("archived_at", sa.Text(), nullable=True),
         sa.Column("updated_at", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -73,6 +90,7 @@ def downgrade() -> None:
     op.drop_table("stages")
     op.drop_table("registered_versions")
     op.drop_table("promotions")
+    op.drop_table("optimizations")
     # One by one: foreign keys, which would take these rows with their models, are not enforced in a migration.
     models = sa.table("models", sa.column("id"), sa.column("kind"))
     registered = sa.select(models.c.id).where(models.c.kind == "registered")

@@ -4,7 +4,7 @@ Everything here runs native code on the bytes in the caller's own process.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -28,9 +28,11 @@ TEMPORARY_PREFIX = "mmserver-onnx-"
 class OpenedGraph:
     """A model that is ready to run rows, and what it takes and gives; it gives each row what it gives the row alone."""
 
-    def __init__(self, content: bytes, input_shape: Sequence[int] | None) -> None:
+    def __init__(
+        self, content: bytes, input_shape: Sequence[int] | None, outputs: Collection[str] | None = None
+    ) -> None:
         session = open_session(content)
-        self.signature: Signature = signature_of(session, input_shape=input_shape)
+        self.signature: Signature = signature_of(session, input_shape=input_shape, outputs=outputs)
         self._runner = GraphRunner(session, self.signature)
 
     def run(self, rows: FloatRows) -> dict[str, FloatRows]:
@@ -53,17 +55,19 @@ class OpenedGraph:
             raise Undecodable("unsupported", f"it does not run: {error}"[:300]) from error
 
 
-def opened(content: bytes, *, input_shape: Sequence[int] | None = None) -> OpenedGraph:
+def opened(
+    content: bytes, *, input_shape: Sequence[int] | None = None, outputs: Collection[str] | None = None
+) -> OpenedGraph:
     """The model, ready to run on one thread.
 
-    input_shape: of one row, where the graph leaves it open.
+    input_shape: of one row, where the graph leaves it open. outputs: those to give, where not all of them shall be.
 
     Raises:
         Undecodable: not an ONNX model, or none that can be served.
         ExtraMissing: the package that reads ONNX files is not installed.
     """
     read_graph(content)
-    return OpenedGraph(content, input_shape)
+    return OpenedGraph(content, input_shape, outputs)
 
 
 def opened_for(content: bytes, rows: FloatRows) -> OpenedGraph:

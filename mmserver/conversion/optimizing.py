@@ -6,7 +6,7 @@ otherwise for rows that lie close between two classes.
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -59,21 +59,28 @@ def optimized(
     gates: Mapping[Variant, Gates] = GATES,
     calibration: FloatRows | None = None,
     n_rounds: int = N_ROUNDS,
+    input_shape: Sequence[int] | None = None,
+    outputs: Collection[str] | None = None,
 ) -> list[Candidate]:
     """The forms of an ONNX model in the order of `variants`, all timed in the same rounds, accepted or not.
 
     Shapes:
         rows: rows as the model meets them, to judge by: n_rows × n_features or n_rows × the shape of a row; without any, made-up
             ones. calibration: the same, to find the scales of static quantisation with; without any, some of `rows`.
+            input_shape: of one row, where the graph leaves it open and no rows say it.
+
+    outputs: those to judge by, where not all are served.
 
     Raises:
         Undecodable: not an ONNX model, one that cannot be served, or the rows are none for it.
         ExtraMissing: the package that reads ONNX files is not installed.
     """
-    source = opened(content) if rows is None else opened_for(content, rows)
+    if input_shape is None and rows is not None and rows.ndim > 2:
+        input_shape = rows.shape[1:]
+    source = opened(content, input_shape=input_shape, outputs=outputs)
     judging = judging_rows(source, rows)
     expected = source.run(judging.rows)
-    forms = {variant: _form(content, variant, judging.rows, calibration) for variant in variants}
+    forms = {variant: _form(content, variant, judging.rows, calibration, outputs) for variant in variants}
     models = {_SOURCE: content}
     models.update((name, form.content) for name, form in forms.items() if form.content and form.outputs)
     timings = timed_models(models, judging.rows, n_rounds=n_rounds)
@@ -111,11 +118,17 @@ class _Form:
     refused: str | None = None
 
 
-def _form(content: bytes, variant: Variant, rows: FloatRows, calibration: FloatRows | None) -> _Form:
+def _form(
+    content: bytes,
+    variant: Variant,
+    rows: FloatRows,
+    calibration: FloatRows | None,
+    outputs: Collection[str] | None,
+) -> _Form:
     made = None
     try:
         made = _made(content, variant, calibration if calibration is not None else rows[:CALIBRATION_ROWS])
-        return _Form(made, opened_for(made, rows).run(rows))
+        return _Form(made, opened(made, input_shape=rows.shape[1:], outputs=outputs).run(rows))
     except (NotConvertible, Undecodable) as error:
         return _Form(made, refused=str(error))
 

@@ -72,6 +72,8 @@ class NewVersion:
     info: Mapping[str, Any] = field(default_factory=dict)
     """What else is known of the training; what interprets the model's outputs looks here."""
     derived_from: str | None = None
+    parity: Mapping[str, Any] | None = None
+    """How near it comes to that, where it was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +320,7 @@ def _insert_version(
             content_sha256=content_sha256,
             size_bytes=sum(len(data) for data in new.source.files.values()),
             derived_from=new.derived_from,
+            parity=None if new.parity is None else _json(new.parity),
             archived_at=None,
             updated_at=at,
         )

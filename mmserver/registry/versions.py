@@ -16,10 +16,20 @@ from mmserver.registry.fields import Number
 from mmserver.registry.finding import find_model, find_registered_model, find_version, stages_of_model
 from mmserver.registry.semantic_versions import precedence
 from mmserver.storage.blobs import get_blobs
-from mmserver.storage.tables import MembershipRow, RegisteredVersionRow, VersionRow
+from mmserver.storage.tables import MembershipRow, OptimizationRow, RegisteredVersionRow, VersionRow
 from mmserver.storage.times import datetime_from_text
 
 VersionStage: TypeAlias = Literal["production", "staging", "archived"]
+
+
+@dataclass(frozen=True, slots=True)
+class Optimization:
+    """What came of the last try to make a variant of a version. `label`: as what it was registered, if it was and still is."""
+
+    variant: str
+    label: str | None
+    report: dict[str, Any]
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,9 @@ class RegisteredVersion:
     factors: tuple[str, ...]
     derived_from: str | None
     parity: dict[str, Any] | None
-    """How near the converted model comes to what it was converted from; None where nothing was converted."""
+    """How near the model comes to what it was converted or derived from; None where it is as it was made."""
+    optimizations: tuple[Optimization, ...]
+    """In the order of their variants' names."""
     created_at: datetime
     updated_at: datetime
     version_id: int
@@ -174,6 +186,7 @@ def _query(model_id: int) -> Select[*tuple[Any, ...]]:
 def _versions_from_rows(connection: Connection, model: Row[Any], rows: Sequence[Row[Any]]) -> list[RegisteredVersion]:
     stages = stages_of_model(connection, model.id)
     groups = load_groups(connection, sorted({row.group_id for row in rows}))
+    optimizations = _optimizations(connection, model.id, rows[0].version_id if len(rows) == 1 else None)
     details = get_blobs(connection, {group.detail_sha256 for group in groups.values()})
     facts = {group_id: _facts(details[group.detail_sha256]) for group_id, group in groups.items()}
     return [
@@ -193,7 +206,8 @@ def _versions_from_rows(connection: Connection, model: Row[Any], rows: Sequence[
             input_shape=facts[row.group_id].input_shape,
             factors=groups[row.group_id].factors,
             derived_from=row.derived_from,
-            parity=facts[row.group_id].summary.get("parity"),
+            parity=msgspec.json.decode(row.parity) if row.parity else facts[row.group_id].summary.get("parity"),
+            optimizations=tuple(optimizations.get(row.version_id, ())),
             created_at=datetime_from_text(row.created_at),
             updated_at=datetime_from_text(row.updated_at),
             version_id=row.version_id,
@@ -201,6 +215,30 @@ def _versions_from_rows(connection: Connection, model: Row[Any], rows: Sequence[
         )
         for row in rows
     ]
+
+
+def _optimizations(connection: Connection, model_id: int, only_id: int | None) -> dict[int, list[Optimization]]:
+    """Of all versions of a model, or of one, by version id."""
+    result = VersionRow.__table__.alias("result")
+    query = (
+        select(OptimizationRow.__table__, result.c.label)
+        .join(VersionRow, VersionRow.id == OptimizationRow.version_id)
+        .outerjoin(result, result.c.id == OptimizationRow.result_id)
+        .where(VersionRow.model_id == model_id)
+        .order_by(OptimizationRow.version_id, OptimizationRow.variant)
+    )
+    if only_id is not None:
+        query = query.where(OptimizationRow.version_id == only_id)
+    found: dict[int, list[Optimization]] = {}
+    for row in connection.execute(query):
+        one = Optimization(
+            variant=row.variant,
+            label=row.label,
+            report=msgspec.json.decode(row.report),
+            created_at=datetime_from_text(row.created_at),
+        )
+        found.setdefault(row.version_id, []).append(one)
+    return found
 
 
 def _stage(stage: str | None, archived_at: str | None) -> VersionStage | None:

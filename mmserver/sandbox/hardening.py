@@ -53,6 +53,16 @@ class Hardener:
         as_root = os.geteuid() == 0
         self._take("namespaces", self._root_leaves_namespaces if as_root else self._user_leaves_namespaces)
 
+    def harden_with_files(self, parent_pid: int) -> None:
+        """Less than `harden`, for a process of ours that goes on reading and writing files: the limits, and no privileges.
+
+        A process whose parent died meanwhile exits here.
+        """
+        self._take("rlimits", self._limit_resources)
+        self._take("no_capabilities", self._drop_capabilities)
+        self._take("no_new_privs", lambda: self._prctl(_PR_SET_NO_NEW_PRIVS, 1))
+        self._end_with(parent_pid)
+
     def harden(self, zygote_pid: int) -> None:
         """Give up everything but computing, reading and writing what is open.
 
@@ -65,11 +75,14 @@ class Hardener:
         self._take("no_capabilities", self._drop_capabilities)
         self._take("no_new_privs", lambda: self._prctl(_PR_SET_NO_NEW_PRIVS, 1))
         self._take("landlock", self._renounce_files)
+        self._end_with(zygote_pid)
+        self._take("seccomp", self._filter_calls)
+
+    def _end_with(self, parent_pid: int) -> None:
         self._take("not_dumpable", lambda: self._prctl(_PR_SET_DUMPABLE, 0))
         self._take("parent_death_signal", lambda: self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
-        if os.getppid() != zygote_pid:
+        if os.getppid() != parent_pid:
             os._exit(1)
-        self._take("seccomp", self._filter_calls)
 
     def _take(self, name: str, step: Callable[[], None]) -> None:
         try:

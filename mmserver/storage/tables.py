@@ -219,8 +219,23 @@ class RegisteredVersionRow(Row):
     content_sha256: Mapped[str] = required(Text, index=True)  # over the files as they were handed in, and their options
     size_bytes: Mapped[int] = required(Integer)  # of those files
     derived_from: Mapped[str | None] = optional(Text)  # the label that it is an optimised form of
+    # JSON, how near it comes to that; a converted model's own parity is in its group's detail
+    parity: Mapped[str | None] = optional(Text)
     archived_at: Mapped[str | None] = optional(Text)
     updated_at: Mapped[str] = required(Text)
+
+
+class OptimizationRow(Row):
+    """What came of the last try to make a variant of a registered version: the report, whether it was accepted or not."""
+
+    __tablename__ = "optimizations"
+
+    version_id: Mapped[int] = required(Integer, ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    variant: Mapped[str] = required(Text, primary_key=True)  # "fp32" | "int8_dynamic" | "int8_static"
+    report: Mapped[str] = required(Text)  # JSON
+    # null: kept out, not asked for, or removed since
+    result_id: Mapped[int | None] = optional(Integer, ForeignKey("versions.id", ondelete="SET NULL"), index=True)
+    created_at: Mapped[str] = required(Text)
 
 
 class StageRow(Row):

@@ -26,6 +26,7 @@ _V2 = "mmserver.web.open_inference"
 _INVOCATIONS = "mmserver.web.invocations"
 _OPENAPI = "mmserver.web.openapi"
 _REGISTRY = "mmserver.web.registry"
+_OPTIMIZATIONS = "mmserver.web.registry_optimizations"
 REGISTER_RULE = "/api/ml/registry/models"
 """Where files are uploaded to; the server lets larger bodies through here."""
 UPLOAD_MEDIA_TYPE = "multipart/form-data"
@@ -82,6 +83,8 @@ LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("POST", f"{_VERSION_RULE}/promote", f"{_REGISTRY}:post_promotion"),
     LateRoute("POST", f"{_VERSION_RULE}/retire", f"{_REGISTRY}:post_retirement"),
     LateRoute("PATCH", f"{_VERSION_RULE}/metrics", f"{_REGISTRY}:patch_metrics"),
+    LateRoute("POST", f"{_VERSION_RULE}/optimize", f"{_OPTIMIZATIONS}:post_optimization"),
+    LateRoute("GET", f"{_VERSION_RULE}/optimizations", f"{_OPTIMIZATIONS}:get_optimizations"),
     LateRoute("GET", "/openapi.json", f"{_OPENAPI}:get_openapi"),
     LateRoute("GET", "/docs", f"{_OPENAPI}:get_docs"),
     LateRoute("GET", "/redoc", f"{_OPENAPI}:get_redoc"),

@@ -72,12 +72,12 @@ def get_model(model_name: str) -> flask.Response:
 
 def get_version(model_name: str, version: str) -> flask.Response:
     """One version: its label, a stage or `latest`."""
-    return _item(versions.get_version(current_store(), model_name, _reference(version)))
+    return _item(versions.get_version(current_store(), model_name, reference_from_text(version)))
 
 
 def get_comparison(model_name: str) -> flask.Response:
     """Two versions side by side."""
-    references = [_reference(required_text(flask.request, name)) for name in ("version1", "version2")]
+    references = [reference_from_text(required_text(flask.request, name)) for name in ("version1", "version2")]
     return json_response(comparing.compare(current_store(), model_name, *references))
 
 
@@ -85,12 +85,12 @@ def put_stage(model_name: str, version: str) -> flask.Response:
     """Put a version into a stage, or into none."""
     body = read_body(flask.request, SetStage)
     stage = None if body.stage is None else stages.stage_from_text(body.stage)
-    return _item(stages.set_stage(current_store(), model_name, _reference(version), stage, current_actor()))
+    return _item(stages.set_stage(current_store(), model_name, reference_from_text(version), stage, current_actor()))
 
 
 def post_promotion(model_name: str, version: str) -> flask.Response:
     """Put a version into production."""
-    return _item(stages.promote(current_store(), model_name, _reference(version), current_actor()))
+    return _item(stages.promote(current_store(), model_name, reference_from_text(version), current_actor()))
 
 
 def post_rollback(model_name: str) -> flask.Response:
@@ -100,14 +100,16 @@ def post_rollback(model_name: str) -> flask.Response:
 
 def post_retirement(model_name: str, version: str) -> flask.Response:
     """Archive a version."""
-    return _item(stages.retire(current_store(), model_name, _reference(version), current_actor()))
+    return _item(stages.retire(current_store(), model_name, reference_from_text(version), current_actor()))
 
 
 def patch_metrics(model_name: str, version: str) -> flask.Response:
     """Set some metrics, and remove those that are null."""
     body = read_body(flask.request, UpdateMetrics)
     store = current_store()
-    return _item(annotating.update_metrics(store, model_name, _reference(version), body.metrics, current_actor()))
+    return _item(
+        annotating.update_metrics(store, model_name, reference_from_text(version), body.metrics, current_actor())
+    )
 
 
 def patch_version(model_name: str, version: str) -> flask.Response:
@@ -116,7 +118,7 @@ def patch_version(model_name: str, version: str) -> flask.Response:
     changed = annotating.annotate_version(
         current_store(),
         model_name,
-        _reference(version),
+        reference_from_text(version),
         current_actor(),
         description=body.description,
         tags=body.tags,
@@ -134,7 +136,7 @@ def _item(version: StagedVersion) -> flask.Response:
     return json_response(item_from_version(version))
 
 
-def _reference(text: str) -> str:
+def reference_from_text(text: str) -> str:
     """Stages in any case, as everywhere here; labels cannot be those words."""
     lowered = text.casefold()
     return lowered if lowered in _REFERENCES else text

@@ -9,6 +9,7 @@ import msgspec
 
 from mmserver.registry.fields import Number
 from mmserver.registry.versions import RegisteredModel, RegisteredVersion, StagedVersion, VersionStage
+from mmserver.web.optimization_bodies import RegistryOptimization, item_from_optimization
 from mmserver.web.requests import refuse_parameter
 
 MIB = 1 << 20
@@ -45,6 +46,7 @@ class RegistryVersion(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str | None = None
     derived_from: str | None = None
     parity: dict[str, Any] | None = None
+    optimizations: list[RegistryOptimization] = []
     created_at: datetime
     updated_at: datetime
 
@@ -106,6 +108,7 @@ def item_from_version(version: StagedVersion) -> RegistryVersion:
         sha256=version.sha256,
         derived_from=version.derived_from,
         parity=version.parity,
+        optimizations=[item_from_optimization(one) for one in version.optimizations],
         created_at=version.created_at,
         updated_at=version.updated_at,
     )

@@ -1,7 +1,7 @@
 """Records the examples of the API's description from a running demo server, so that they are what it really answers.
 
     ./start.sh --demo --background && .venv/bin/mmserver demo data/demo --retrain
-    python tests/web/record_examples.py http://127.0.0.1:6300 > mmserver/web/api_description/examples.json
+    python -m tests.web.record_examples http://127.0.0.1:6300 > mmserver/web/api_description/examples.json
 
 Requests are whole; of answers, long lists and texts are shortened. It removes the models `demo2` and `hybrid`, which it registers.
 """
@@ -76,9 +76,11 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
         "list_versions": {"limit": 1},
         "compare_registry_versions": {"version1": "1.0.0", "version2": "1.1.0"},
     }
-    examples: dict[str, Any] = {}
+    examples: dict[str, Any] = shortened(optimization_examples(client))
     for operation in sorted(OPERATIONS, key=lambda operation: LAST.get(operation.name, 0)):
         name = operation.name
+        if name in examples:
+            continue
         known = {
             **KNOWN,
             "model_name": {"invoke_model": "demo.SP500", "invoke_version": "demo.SP500", "remove_model": "demo2"}.get(
@@ -121,6 +123,23 @@ def registry_bodies(client: httpx.Client, root: str, factors: list[str]) -> dict
         "set_registry_stage": {"stage": "Staging"},
         "describe_registry_version": {"description": "The same with better factors", "tags": {"desk": "equity"}},
         "update_registry_metrics": {"metrics": {"sharpe": 1.4, "ic": None}},
+    }
+
+
+def optimization_examples(client: httpx.Client) -> dict[str, Any]:
+    """Of a small network: the other models here are trees."""
+    from tests.conversion.networks import recurrent
+
+    model, address = "/api/models/network", "/api/ml/registry/models"
+    said, file = {"name": "network", "version": "1.0.0"}, ("network.onnx", recurrent(hidden=256))
+    client.post(address, data=said, files={"file": file}).raise_for_status()
+    wish = {"variants": ["fp32", "int8_dynamic"], "benchmark": True}
+    done = client.post(f"{address}/network/1.0.0/optimize", json=wish).raise_for_status().json()
+    listed = client.get(f"{address}/network/1.0.0/optimizations").raise_for_status().json()
+    client.delete(model).raise_for_status()
+    return {
+        "optimize_registry_version": {"request": wish, "response": done},
+        "list_registry_optimizations": {"response": listed},
     }
 
 

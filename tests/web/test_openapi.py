@@ -248,7 +248,7 @@ READS: dict[str, list[Ask]] = {
 REGISTRY = {
     "register_version", "get_registry_model", "get_registry_version", "compare_registry_versions", "set_registry_stage",
     "promote_registry_version", "retire_registry_version", "rollback_registry_model", "update_registry_metrics",
-    "describe_registry_version", "delete_registry_version",
+    "describe_registry_version", "delete_registry_version", "optimize_registry_version", "list_registry_optimizations",
 }  # fmt: skip
 """Tried in the life of a registered model."""
 CHANGES = {"register_model", "remove_model", "refresh_model", "rollback_model", "set_quantiles", "v2_unload", *REGISTRY}
@@ -416,6 +416,10 @@ def test_a_registered_model_s_life_is_as_described(
     done("update_registry_metrics", Ask(one, json={"metrics": {"ic": "x"}}, status=400))
     done("describe_registry_version", Ask(one, json={"tags": {"a": None, "c": "d"}, "description": "x"}))
     done("describe_registry_version", Ask(one, json={"tags": {"a": 1}}, status=400))
+    done("optimize_registry_version", Ask(one, json={"variants": ["fp32"]}, status=422))
+    done("optimize_registry_version", Ask(one, json={"variants": ["int4"]}, status=400))
+    done("optimize_registry_version", Ask({**one, "version": "9.9.9"}, json={}, status=404))
+    done("list_registry_optimizations", Ask(one))
     done("list_registry_models", Ask())
     done("list_ml_models", Ask())
     done("list_models", Ask())
@@ -439,6 +443,7 @@ def test_a_read_only_instance_refuses_changes_as_described(
         "set_quantiles": Ask({"venue": "gate-margin"}, json={"pkl_path": "/x"}, status=403),
         "register_version": Ask(json={"name": "x", "version": "1.0.0", "path": "/x"}, status=403),
         "promote_registry_version": Ask({"model_name": "x", "version": "1.0.0"}, status=403),
+        "optimize_registry_version": Ask({"model_name": "x", "version": "1.0.0"}, json={}, status=403),
     }.items():
         response = send(made.client, BY_NAME[name], ask)
         assert response.status_code == 403, response.text

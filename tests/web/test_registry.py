@@ -20,7 +20,8 @@ from mmserver.web.registry_bodies import cursor_from_name
 ROOT = "/api/ml/registry/models"
 ITEM_FIELDS = [
     "name", "version", "stage", "model_type", "description", "metrics", "training_params", "tags", "kind", "n_features",
-    "input_shape", "factor_count", "size_mb", "size_bytes", "sha256", "derived_from", "parity", "created_at", "updated_at",
+    "input_shape", "factor_count", "size_mb", "size_bytes", "sha256", "derived_from", "parity", "optimizations",
+    "created_at", "updated_at",
 ]  # fmt: skip
 FACTORS = ["momentum", "volume", "spread"]
 ROW = [0.5, -0.25, 1.0]

@@ -17,6 +17,7 @@ from mmserver.web.api_description.operations import (
     Parameter,
 )
 from mmserver.web.late_routes import UPLOAD_MEDIA_TYPE
+from mmserver.web.optimization_bodies import OptimizeVersion, RegistryOptimizations
 from mmserver.web.registry import DEFAULT_LIMIT, MAX_LIMIT
 
 REGISTRY = "Registry"
@@ -167,5 +168,25 @@ OPERATIONS: tuple[Operation, ...] = (
         body=Body.json(bodies.UpdateMetrics),
         answers=(Answer.json(bodies.RegistryVersion, "The version."),),
         errors=_CHANGES_A_VERSION,
+    ),
+    Operation(
+        "POST", f"{_VERSION}/optimize", "optimize_registry_version", REGISTRY, "Make smaller and quicker forms of a version",
+        description="Each form of an ONNX model is made in a process of its own, run beside the version on the same rows, and "
+        "kept out with the reason if it is bigger, slower or gives something else. What passes is registered as "
+        "`LABEL+fp32`, `LABEL+int8` or `LABEL+int8-static`, which is neither served nor promoted by that. The answer comes when "
+        "all is done, which may take minutes; one model at a time is optimised.",
+        body=Body.json(OptimizeVersion),
+        answers=(Answer.json(RegistryOptimizations, "What came of the forms that were asked for."),),
+        errors=(
+            errors.NotOptimizable, errors.ExtraMissing, errors.Overloaded, errors.FeaturesInvalid,
+            errors.GroupHasNoModel, *_CHANGES_A_VERSION,
+        ),
+    ),
+    Operation(
+        "GET", f"{_VERSION}/optimizations", "list_registry_optimizations", REGISTRY,
+        "What came of the forms of a version",
+        description="The last try of each form.",
+        answers=(Answer.json(RegistryOptimizations, "The forms that were tried."),),
+        errors=_OF_A_VERSION,
     ),
 )  # fmt: skip
