@@ -572,7 +572,7 @@ class ModelChanged(Unavailable):
 
 
 class Overloaded(Unavailable):
-    """More clients wait for it than `max_waiters` allows."""
+    """More clients want it at the same time than the server lets in: long-polls beyond `max_waiters`, registrations beyond a quarter of its threads."""
 
     code = "overloaded"
     template = "too many wait for {what} already; nothing was changed, try again"

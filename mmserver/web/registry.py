@@ -5,6 +5,7 @@ import urllib.parse
 import flask
 
 from mmserver.catalog.history import LATEST, PRODUCTION, STAGING
+from mmserver.errors import RequestInvalid
 from mmserver.registry import annotating, comparing, removing, stages, versions
 from mmserver.registry.registering import register_version
 from mmserver.registry.versions import StagedVersion
@@ -127,7 +128,13 @@ def patch_version(model_name: str, version: str) -> flask.Response:
 
 
 def delete_version(model_name: str, version: str) -> flask.Response:
-    """Forget a version; with the last one the model is gone."""
+    """Forget a version; with the last one the model is gone.
+
+    It is named by its label: asked twice for what is the latest, two would be gone.
+    """
+    if version.casefold() in _REFERENCES:
+        problem = "name the label of the version that is to be forgotten"
+        raise RequestInvalid(f"version: {problem}", errors=[{"loc": "version", "msg": problem}])
     removing.delete_version(current_store(), model_name, version, current_actor())
     return flask.Response(status=204)
 

@@ -426,7 +426,7 @@ def test_stages_are_set_in_any_case_and_promotions_undone(site: Any, three: str)
     assert (back.json["version"], back.json["stage"]) == ("1.9.0", "Production")
     refused(site.client.post(f"{ROOT}/{three}/rollback"), 409, "nothing_before")
     refused(site.client.post(f"{ROOT}/{three}/1.9.0/retire"), 409, "version_in_use")
-    refused(site.client.delete(f"{ROOT}/{three}/production"), 409, "version_in_use")
+    refused(site.client.delete(f"{ROOT}/{three}/1.9.0"), 409, "version_in_use")
     assert site.client.post(f"{ROOT}/{three}/1.10.0-rc.1/retire").json["stage"] == "Archived"
     assert stage("1.9.0", None)["stage"] == "None"
     refused(site.client.post(f"{ROOT}/{three}/rollback"), 409, "not_in_production")
@@ -458,6 +458,13 @@ def test_metrics_tags_and_description_change_and_say_what_does_not_fit(
     refused(site.client.patch(f"{address}/metrics", json={}), 400, "request_invalid", "metrics")
     refused(site.client.patch(address, json={"tags": {"a": 1}}), 400, "request_invalid", "tags.a")
     refused(site.client.patch(address, json={"description": 1}), 400, "request_invalid", "description")
+
+
+@pytest.mark.parametrize("reference", ["latest", "Staging", "production"])
+def test_what_is_forgotten_is_named_by_its_label(site: Any, name: str, models: list[bytes], reference: str) -> None:
+    registered(site, name, "1.0.0", models[0])
+    refused(site.client.delete(f"{ROOT}/{name}/{reference}"), 400, "request_invalid", "version")
+    assert site.json(f"{ROOT}/{name}")["latest_version"] == "1.0.0"
 
 
 def test_the_last_version_takes_the_model_with_it(site: Any, name: str, models: list[bytes]) -> None:

@@ -138,9 +138,9 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "DELETE", _VERSION, "delete_registry_version", REGISTRY, "Forget a version",
-        description="With the last version the model is forgotten.",
+        description="Named by its label only. With the last version the model is forgotten.",
         answers=(Answer(204, "The version is forgotten."),),
-        errors=(errors.VersionInUse, *_CHANGES_A_VERSION),
+        errors=(errors.RequestInvalid, errors.VersionInUse, *_CHANGES_A_VERSION),
     ),
     Operation(
         "PUT", f"{_VERSION}/stage", "set_registry_stage", REGISTRY, "Put a version into a stage",
