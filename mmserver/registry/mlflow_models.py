@@ -74,7 +74,11 @@ class _MlflowRegistry:
         self._mlflow: Any = importlib.import_module("mlflow")
         self._error: type[Exception] = importlib.import_module("mlflow.exceptions").MlflowException
         with self._asking():
-            self._client: Any = self._mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+            # Set for the process: fetching a model looks here, whatever it is told (mlflow 3.17), and makes a database in the
+            # working directory where nothing is set.
+            self._mlflow.set_tracking_uri(tracking_uri)
+            self._mlflow.set_registry_uri(tracking_uri)
+            self._client: Any = self._mlflow.MlflowClient()
 
     def candidates(self, model_name: str, done: TakenOver) -> dict[str, Candidate]:
         """All versions by their label here; of several in one stage the newest has it."""
@@ -119,9 +123,7 @@ class _MlflowRegistry:
             run = self._client.get_run(version.run_id) if version.run_id else None
             with tempfile.TemporaryDirectory(prefix="mmserver-mlflow-") as directory:
                 uri = f"models:/{self._name}/{version.version}"
-                path = self._mlflow.artifacts.download_artifacts(
-                    uri, dst_path=directory, tracking_uri=self._uri, registry_uri=self._uri
-                )
+                path = self._mlflow.artifacts.download_artifacts(uri, dst_path=directory)
                 described = importlib.import_module("mlflow.models").Model.load(path)
                 source, model_type = self._source(what, path, described.flavors)
         except (self._error, OSError) as error:
