@@ -5,7 +5,7 @@ import msgspec
 
 from mmserver.catalog import history
 from mmserver.catalog.catalog import Group, Model, Version
-from mmserver.registry.said import Said, said_of_versions
+from mmserver.registry.said import Said, ServedSaid, said_of_versions
 from mmserver.serving.model_facts import NOTHING, GroupFacts, ModelFacts, told_by
 from mmserver.serving.training_facts import accuracy
 from mmserver.web.current import SERVING_KEY, LateServing, current_actor, current_serving, current_store
@@ -16,6 +16,7 @@ from mmserver.web.requests import query_number, read_body
 from mmserver.web.responses import json_response
 
 FACTS_KEY = "mmserver.model_facts"
+SAID_KEY = "mmserver.served_said"
 DEFAULT_LIMIT = 500
 MAX_LIMIT = 5000
 HEALTH_WORDS = {"ok": "healthy", "degraded": "degraded", "failing": "unhealthy"}
@@ -75,7 +76,7 @@ def get_ml_models() -> flask.Response:
     facts = _model_facts()
     sizes = facts.sizes_bytes(model.serving for model in models)
     told = facts.of_groups([group.detail_sha256 for model in models if (group := told_by(model.serving))])
-    said = said_of_versions(current_store().database, [m.serving.id for m in models if not m.is_watched])
+    said = _served_said().of_models(models)
     loaded = _loaded_group_ids()
     items = []
     for model in models:
@@ -100,7 +101,7 @@ def get_models() -> flask.Response:
     """The served version of every model, with the names of its features."""
     models = list(current_store().catalog.models.values())
     facts = _model_facts().of_groups([group.detail_sha256 for model in models if (group := _only_group(model.serving))])
-    said = said_of_versions(current_store().database, [m.serving.id for m in models if not m.is_watched])
+    said = _served_said().of_models(models)
     items = []
     for model in models:
         only = _only_group(model.serving)
@@ -228,3 +229,11 @@ def _model_facts() -> ModelFacts:
         extensions[FACTS_KEY] = ModelFacts(current_store().database)
     facts: ModelFacts = extensions[FACTS_KEY]
     return facts
+
+
+def _served_said() -> ServedSaid:
+    extensions = flask.current_app.extensions
+    if SAID_KEY not in extensions:
+        extensions[SAID_KEY] = ServedSaid(current_store().database)
+    said: ServedSaid = extensions[SAID_KEY]
+    return said

@@ -530,6 +530,19 @@ def test_lists_of_models_show_stage_format_and_metrics(site: Any, three: str) ->
     assert item["stages"] == {"production": "1.9.0", "staging": "1.10.0"}
 
 
+def test_lists_of_registered_models_ask_the_database_only_after_changes(
+    site: Any, three: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in ("/api/ml/models", "/models"):
+        site.json(path)
+    with monkeypatch.context() as without:
+        without.setattr(type(site.store.database), "read", pytest.fail)
+        assert listed(site, "/api/ml/models", three, "name")["metrics"] == {"ic": 0.0}
+        assert listed(site, "/models", three, "name")
+    site.client.patch(f"{ROOT}/{three}/latest/metrics", json={"metrics": {"ic": 0.5}})
+    assert listed(site, "/api/ml/models", three, "name")["metrics"] == {"ic": 0.5}
+
+
 def test_predictions_name_a_version_by_label_stage_or_not_at_all(site: Any, three: str) -> None:
     site.client.post(f"{ROOT}/{three}/1.9.0/promote")
     site.client.put(f"{ROOT}/{three}/1.10.0-rc.1/stage", json={"stage": "Staging"})
