@@ -31,6 +31,7 @@ from mmserver.registry.owned_files import (
     locked_directory,
     names_in,
     opened_directory,
+    opened_root,
     read_file,
     read_pointer,
     remove_files,
@@ -112,14 +113,13 @@ def sync_directory(
     Raises:
         ReadOnly
         SettingInvalid: no directory is set.
-        TimeoutError: another process writes to it all the time.
         OSError: it cannot be opened.
     """
     store.check_writable()
     directory = store.settings.registry_dir
     if directory is None:
         raise SettingInvalid(setting="MMSERVER_REGISTRY_DIR", reason="no directory is set to write the models to")
-    with locked_directory(directory, lock_timeout_s) as root_fd:
+    with opened_root(directory) as root_fd:
         done = Synced()
         with store.database.read() as connection:
             owner = connection.execute(select(MetaRow.value).where(MetaRow.key == "generation_id")).scalar_one()
@@ -128,7 +128,10 @@ def sync_directory(
                 model_names = {*connection.execute(of_registered).scalars(), *_model_names(root_fd, done)}
         for model_name in sorted(model_names):
             with _noted(done, model_name):
-                _ModelDirectory(store, model_name, owner, done, verifies=verifies, takes_over=takes_over).sync(root_fd)
+                directory_of_model = _ModelDirectory(
+                    store, model_name, owner, done, verifies=verifies, takes_over=takes_over
+                )
+                directory_of_model.sync(root_fd, lock_timeout_s)
         return done
 
 
@@ -206,12 +209,12 @@ class _ModelDirectory:
         self._verifies = verifies
         self._takes_over = takes_over
 
-    def sync(self, root_fd: int) -> None:
+    def sync(self, root_fd: int, lock_timeout_s: float) -> None:
         """All steps, in the order that keeps every link on a whole version."""
-        with self._store.database.read() as connection:
-            model, wanted = _wanted(connection, self._name)
+        _, wanted = self._wanted()
         if wanted or _is_there(root_fd, self._name):
-            with opened_directory(root_fd, self._name, makes=bool(wanted)) as model_fd:
+            with locked_directory(root_fd, self._name, lock_timeout_s, makes=bool(wanted)) as model_fd:
+                model, wanted = self._wanted()  # what was committed while the lock was another's, too
                 remove_leftovers(model_fd)
                 for label in sorted(wanted, key=precedence):
                     with _noted(self._done, f"{self._name}/v{label}"):
@@ -222,10 +225,14 @@ class _ModelDirectory:
                 for entry in names_in(model_fd):
                     with _noted(self._done, f"{self._name}/{entry}"):
                         self._remove_unwanted(model_fd, entry, wanted)
-            if not wanted:
-                with suppress(OSError):  # not empty: others' files are in it
-                    os.rmdir(self._name, dir_fd=root_fd)
-                    self._done.removed.append(self._name)
+                if not wanted:
+                    with suppress(OSError):  # not empty: others' files are in it
+                        os.rmdir(self._name, dir_fd=root_fd)
+                        self._done.removed.append(self._name)
+
+    def _wanted(self) -> tuple[Row[Any], dict[str, _Wanted]]:
+        with self._store.database.read() as connection:
+            return _wanted(connection, self._name)
 
     # --- versions ---------------------------------------------------------------------------------------------------------
 

@@ -23,21 +23,11 @@ _RETRY_S = 0.02
 
 
 @contextmanager
-def locked_directory(path: Path, timeout_s: float) -> Iterator[int]:
-    """The directory, made if need be, as a descriptor that holds its lock: one writer at a time among all processes.
-
-    Raises:
-        TimeoutError: somebody else writes to it for that long already.
-        OSError: it cannot be made or opened.
-    """
+def opened_root(path: Path) -> Iterator[int]:
+    """The directory beneath which everything is, made if need be, as a descriptor."""
     path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # a link of the operator's is followed
     try:
-        deadline = time.monotonic() + timeout_s
-        while not _is_locked(descriptor):
-            if time.monotonic() >= deadline:
-                raise TimeoutError(errno.ETIMEDOUT, "somebody else is writing to it", str(path))
-            time.sleep(_RETRY_S)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -49,7 +39,7 @@ def opened_directory(within: int, name: str, *, makes: bool = False) -> Iterator
 
     Raises:
         FileNotFoundError: there is none, and none was to be made.
-        OSError: NotADirectoryError or ELOOP for something else of that name.
+        NotADirectoryError: something else has that name, such as a link.
     """
     if makes:
         with suppress(FileExistsError):
@@ -59,6 +49,24 @@ def opened_directory(within: int, name: str, *, makes: bool = False) -> Iterator
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked_directory(within: int, name: str, timeout_s: float, *, makes: bool = False) -> Iterator[int]:
+    """As `opened_directory`, and nobody else has it locked, in any process.
+
+    Raises:
+        TimeoutError: somebody else has it locked for that long already.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with opened_directory(within, name, makes=makes) as descriptor:
+            if _is_locked(descriptor) and _is_at(descriptor, within, name):
+                yield descriptor
+                return
+        if time.monotonic() >= deadline:
+            raise TimeoutError(errno.ETIMEDOUT, "somebody else is writing to it")
+        time.sleep(_RETRY_S)
 
 
 @contextmanager
@@ -212,3 +220,12 @@ def _is_locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_at(descriptor: int, within: int, name: str) -> bool:
+    """False where it was removed while somebody waited for its lock."""
+    try:
+        there = os.stat(name, dir_fd=within, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), there)

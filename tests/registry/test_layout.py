@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import pytest
 
 from mmserver.catalog.catalog import Actor
 from mmserver.errors import ReadOnly, SettingInvalid
+from mmserver.jobs import Jobs
 from mmserver.registry.annotating import annotate_version, update_metrics
 from mmserver.registry.layout import Follower, sync_directory
-from mmserver.registry.owned_files import locked_directory
+from mmserver.registry.owned_files import locked_directory, opened_root
 from mmserver.registry.removing import delete_version
 from mmserver.registry.stages import promote, retire, rollback, set_stage
 
@@ -514,11 +516,29 @@ def test_processes_that_sync_and_promote_at_once_never_show_half_a_version(
     assert os.readlink(models / "hybrid/production") == f"v{store.model('hybrid').stages['production']}"
 
 
-def test_a_change_does_not_wait_long_for_somebody_who_holds_the_directory(
+def test_a_change_does_not_wait_long_for_somebody_who_writes_to_its_model(
     shown: Any, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with locked_directory(models, 1.0):
+    with opened_root(models) as root_fd, locked_directory(root_fd, "hybrid", 1.0, makes=True):
         shown.register("1.0.0")
+        shown.register("1.0.0", model_name="other")  # and for no other model's
     assert shown.served == "1.0.0"
-    assert "hybrid is not up to date" in caplog.text
+    assert "hybrid: somebody else is writing to it" in caplog.text
     assert sync_directory(shown.store).written == ["hybrid/v1.0.0"]
+
+
+def test_the_jobs_of_a_server_keep_the_directory_up_to_date(
+    bench: Any, open_bench: Callable[..., Any], models: Path
+) -> None:
+    jobs = Jobs(open_bench(registry_dir=models).store, None)
+    jobs.start()
+    try:
+        bench.register("1.0.0")
+        promote(bench.store, "hybrid", "1.0.0", TEST)
+        deadline = time.monotonic() + 20
+        while not (models / "hybrid/production").is_symlink():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert_links_whole(models)
+    finally:
+        jobs.stop()
