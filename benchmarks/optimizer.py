@@ -1,15 +1,18 @@
-"""A torch network (60 × 110 inputs, a convolution, two LSTM layers of 256, three classes) beside its ONNX forms, in one process.
+"""A torch network (60 × 110 inputs, a convolution, two LSTM layers of 256, three classes) beside its ONNX forms: in one process, and over HTTP.
 
 python -m benchmarks.optimizer [--smoke]
 """
 
 import argparse
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.measuring import Goal, machine, median, print_goals, print_table
+from benchmarks.served_forms import INT8, Served, served_figures
 from mmserver.conversion.benchmarking import timed_models
 from mmserver.conversion.exporting import import_torch, one_torch_thread, torch_outputs
 from mmserver.conversion.graph_rewriting import opened
@@ -22,7 +25,7 @@ N_ROUNDS, N_CALLS, SMOKE_CALLS = 5, 200, 5
 N_ROWS, SMOKE_ROWS = 1000, 50
 SEEN, UNSEEN = 1_000_000, 2_000_000  # seeds
 TORCH, ONNX = "torch, eager", "onnx fp32, as exported"
-GOAL_PARITY, GOAL_AGREEMENT, GOAL_RATIO = 1e-5, 0.99, 0.5
+GOAL_PARITY, GOAL_AGREEMENT, GOAL_RATIO, GOAL_SERVED_MS = 1e-5, 0.99, 0.5, 3.0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -84,7 +87,10 @@ def measure(*, is_smoke: bool) -> None:
     columns = ("what", "bytes", "p50 ms", "p99 ms", "times as fast", "class as torch's, unseen rows", "right class")
     print_table("A CNN-LSTM, one row", columns, table)
     _print_verdicts(found)
-    print_goals(_goals(found, same, median(p50_ms["int8_dynamic"]) / median(p50_ms[TORCH])))
+    with tempfile.TemporaryDirectory() as temporary:
+        served = served_figures(Path(temporary), found.content, rows, is_smoke=is_smoke)
+    _print_served(served)
+    print_goals(_goals(found, same, served, median(p50_ms["int8_dynamic"]) / median(p50_ms[TORCH])))
 
 
 def _classes(content: bytes, rows: FloatRows) -> npt.NDArray[np.int64]:
@@ -105,7 +111,24 @@ def _print_verdicts(found: Optimization) -> None:
     print_table(f"What became of each form, judged by {n_rows:,} rows", columns, rows)
 
 
-def _goals(found: Optimization, same: Mapping[str, float], ratio: float) -> list[Goal]:
+def _print_served(served: Served) -> None:
+    rows = [
+        (
+            version,
+            body,
+            figures.requests_per_s,
+            figures.p50_s * 1e3,
+            figures.p99_s * 1e3,
+            figures.cpu_s_per_request * 1e3,
+        )
+        for (version, body), figures in served.items()
+    ]
+    columns = ("version", "asked", "requests/s", "p50 ms", "p99 ms", "CPU ms/request")
+    tool = next(iter(served.values())).tool
+    print_table(f"The same row over HTTP, registered and optimised, 1 connection, {tool}", columns, rows)
+
+
+def _goals(found: Optimization, same: Mapping[str, float], served: Served, ratio: float) -> list[Goal]:
     dynamic = next(one.report for one in found.candidates if one.report.variant == "int8_dynamic")
     far, agreement = found.comparison.parity.max_abs_difference, dynamic.class_agreement
     not_found = float("nan")
@@ -118,6 +141,11 @@ def _goals(found: Optimization, same: Mapping[str, float], ratio: float) -> list
         ),
         Goal("int8 dynamic, same class as torch, unseen rows", same["int8_dynamic"], at_least=GOAL_AGREEMENT),
         Goal("int8 dynamic p50, in that of torch eager", ratio, at_most=GOAL_RATIO),
+        *(
+            Goal(f"int8 dynamic p50 by {body}, 1 connection", figures.p50_s * 1e3, at_most=GOAL_SERVED_MS, unit="ms")
+            for (version, body), figures in served.items()
+            if version == INT8
+        ),
     ]
 
 
