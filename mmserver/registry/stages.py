@@ -13,7 +13,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.history import PRODUCTION, STAGING
 from mmserver.catalog.store import Store
-from mmserver.errors import NothingBefore, NotInProduction, RequestInvalid, VersionInUse
+from mmserver.errors import NothingBefore, NotInProduction, RequestInvalid, VersionChanged, VersionInUse
 from mmserver.formats import Event
 from mmserver.registry.changes import announce, serve_what_is_due, touch, touch_model
 from mmserver.registry.finding import REGISTERED, check_registered, find_model, find_version, in_stage
@@ -91,11 +91,14 @@ def promote(store: Store, model_name: str, reference: str, by: Actor) -> StagedV
     return _move(store, model_name, by, to_production)
 
 
-def rollback(store: Store, model_name: str, by: Actor) -> StagedVersion:
+def rollback(store: Store, model_name: str, by: Actor, *, from_label: str | None = None) -> StagedVersion:
     """Undo the last promotion that was not undone: two calls go back two. Versions that were removed since are passed over.
+
+    `from_label`: only if that is in production still, so that the same wish sent twice goes back one.
 
     Raises:
         ModelNotFound, ReadOnly
+        VersionChanged: something else than `from_label` is in production; nothing was changed.
         NotInProduction: there is nothing to go back from.
         NothingBefore: there is nothing to go back to.
     """
@@ -104,13 +107,11 @@ def rollback(store: Store, model_name: str, by: Actor) -> StagedVersion:
         present = in_stage(connection, model.id, PRODUCTION)
         if present is None:
             raise NotInProduction(model_name=model_name)
-        promotion = _last_promotion(connection, model.id)
-        while promotion.version_id in (None, present.id):
-            if promotion.previous_id is None:
-                raise NothingBefore(model_name=model_name, version=present.label)
-            promotion = connection.execute(
-                select(PromotionRow.__table__).where(PromotionRow.id == promotion.previous_id)
-            ).one()
+        if from_label not in (None, present.label):
+            raise VersionChanged(what=f"the production of {model_name}", current=present.label)
+        promotion = promotion_before(connection, model.id, present.id)
+        if promotion is None:
+            raise NothingBefore(model_name=model_name, version=present.label)
         version = connection.execute(select(VersionRow.__table__).where(VersionRow.id == promotion.version_id)).one()
         _put_in_production(connection, model, version, before=present, previous_id=promotion.previous_id, at=at)
         detail = {"version": version.label, "before": present.label}
@@ -139,6 +140,18 @@ def retire(store: Store, model_name: str, reference: str, by: Actor) -> StagedVe
         return _Move(version, "archived", "version.retired", {"version": version.label}, "newest")
 
     return _move(store, model_name, by, to_archive)
+
+
+def promotion_before(connection: Connection, model_id: int, present_id: int) -> Row[Any] | None:
+    """What a rollback goes back to from the version that is in production; None where nothing is left of what was before it."""
+    promotion = _last_promotion(connection, model_id)
+    while promotion.version_id in (None, present_id):
+        if promotion.previous_id is None:
+            return None
+        promotion = connection.execute(
+            select(PromotionRow.__table__).where(PromotionRow.id == promotion.previous_id)
+        ).one()
+    return promotion
 
 
 def check_not_in_production(connection: Connection, model: Row[Any], version: Row[Any]) -> None:

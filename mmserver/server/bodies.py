@@ -7,7 +7,7 @@ from typing import IO, Any, NamedTuple
 from waitress.buffers import OverflowableBuffer, TempfileBasedBuffer
 
 from mmserver.settings import Settings
-from mmserver.web.late_routes import MAX_UPLOAD_FIELDS_BYTES, REGISTER_RULE, UPLOAD_MEDIA_TYPE
+from mmserver.web.late_routes import MAX_UPLOAD_FIELDS_BYTES, UPLOAD_MEDIA_TYPE, UPLOAD_RULES
 
 
 class UploadRules(NamedTuple):
@@ -30,7 +30,7 @@ class UploadRules(NamedTuple):
 
     def takes(self, method: str, path: str, content_type: str) -> bool:
         """Whether a request with this head is an upload."""
-        return path == REGISTER_RULE and method == "POST" and content_type.lower().startswith(UPLOAD_MEDIA_TYPE)
+        return path in UPLOAD_RULES and method == "POST" and content_type.lower().startswith(UPLOAD_MEDIA_TYPE)
 
 
 class BodyRules(NamedTuple):

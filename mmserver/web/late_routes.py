@@ -27,13 +27,18 @@ _INVOCATIONS = "mmserver.web.invocations"
 _OPENAPI = "mmserver.web.openapi"
 _REGISTRY = "mmserver.web.registry"
 _OPTIMIZATIONS = "mmserver.web.registry_optimizations"
+_REGISTRY_PAGES = "mmserver.web.registry_pages"
 REGISTER_RULE = "/api/ml/registry/models"
+REGISTER_PAGE_RULE = "/ui/register"
+UPLOAD_RULES = frozenset({REGISTER_RULE, REGISTER_PAGE_RULE})
 """Where files are uploaded to; the server lets larger bodies through here."""
 UPLOAD_MEDIA_TYPE = "multipart/form-data"
 MAX_UPLOAD_FIELDS_BYTES = 1 << 20
 """What an upload may have besides its files: its fields, and what stands between its parts."""
 _MODEL_RULE = f"{REGISTER_RULE}/<model_name>"
 _VERSION_RULE = f"{_MODEL_RULE}/<version>"
+_MODEL_PAGE_RULE = "/ui/models/<model_name>"
+_VERSION_PAGE_RULE = f"{_MODEL_PAGE_RULE}/versions/<version>"
 
 LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("POST", "/predict", f"{_PREDICTIONS}:post_predict"),
@@ -85,6 +90,14 @@ LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("PATCH", f"{_VERSION_RULE}/metrics", f"{_REGISTRY}:patch_metrics"),
     LateRoute("POST", f"{_VERSION_RULE}/optimize", f"{_OPTIMIZATIONS}:post_optimization"),
     LateRoute("GET", f"{_VERSION_RULE}/optimizations", f"{_OPTIMIZATIONS}:get_optimizations"),
+    LateRoute("GET", REGISTER_PAGE_RULE, f"{_REGISTRY_PAGES}:get_register_page"),
+    LateRoute("POST", REGISTER_PAGE_RULE, f"{_REGISTRY_PAGES}:post_register"),
+    LateRoute("GET", f"{_MODEL_PAGE_RULE}/compare", f"{_REGISTRY_PAGES}:get_compare_page"),
+    LateRoute("GET", f"{_MODEL_PAGE_RULE}/production/rollback", f"{_REGISTRY_PAGES}:get_rollback_page"),
+    LateRoute("POST", f"{_MODEL_PAGE_RULE}/production/rollback", f"{_REGISTRY_PAGES}:post_rollback"),
+    LateRoute("GET", _VERSION_PAGE_RULE, f"{_REGISTRY_PAGES}:get_version_page"),
+    LateRoute("GET", f"{_VERSION_PAGE_RULE}/stage", f"{_REGISTRY_PAGES}:get_stage_page"),
+    LateRoute("POST", f"{_VERSION_PAGE_RULE}/stage", f"{_REGISTRY_PAGES}:post_stage"),
     LateRoute("GET", "/openapi.json", f"{_OPENAPI}:get_openapi"),
     LateRoute("GET", "/docs", f"{_OPENAPI}:get_docs"),
     LateRoute("GET", "/redoc", f"{_OPENAPI}:get_redoc"),

@@ -1,7 +1,5 @@
 """The pages under `/ui/`: plain HTML made on the server, which work without a script."""
 
-from typing import Any
-
 import flask
 from werkzeug.wrappers import Response
 
@@ -13,7 +11,7 @@ from mmserver.web.diff_rows import member_changes, shift_table
 from mmserver.web.factor_rows import FactorRow, factor_table
 from mmserver.web.listing import Column, listing_from_request
 from mmserver.web.requests import query_number, query_text, required_text
-from mmserver.web.responses import printable_text
+from mmserver.web.responses import render_page
 from mmserver.web.symbols import asked_version
 
 blueprint = flask.Blueprint("pages", __name__, template_folder="templates")
@@ -26,8 +24,11 @@ _STATUS_ORDER = {"frozen": 0, "stale": 1, "degraded": 2, "ok": 3}
 
 MODEL_COLUMNS: tuple[Column[Model], ...] = (
     Column("name", "Model", lambda model: model.name),
+    Column("kind", "Kind", lambda model: model.kind),
     Column("status", "Status", lambda model: _STATUS_ORDER.get(model.status, 0)),
-    Column("version", "Version", lambda model: model.serving.label),
+    Column("version", "Serves", lambda model: model.serving.label),
+    Column("production", "Production", lambda model: model.stages.get(history.PRODUCTION)),
+    Column("staging", "Staging", lambda model: model.stages.get(history.STAGING)),
     Column("symbols", "Symbols", lambda model: len(model.serving.group_keys_by_symbol), is_number=True),
     Column("factors", "Factors", lambda model: len(model.serving.factors), is_number=True),
     Column("refreshed", "Refreshed (UTC)", lambda model: model.refreshed_at, is_number=True),
@@ -56,11 +57,6 @@ FACTOR_COLUMNS: tuple[Column[FactorRow], ...] = (
 )
 
 
-def _page(template: str, **values: Any) -> flask.Response:
-    html = flask.render_template(template, **values)
-    return flask.Response(printable_text(html), content_type="text/html; charset=utf-8")
-
-
 @blueprint.get("/")
 def get_root() -> Response:
     """The pages live under /ui/."""
@@ -76,14 +72,18 @@ def get_models_page() -> flask.Response:
         flask.request, urgent_first, MODEL_COLUMNS,
         matches=lambda model, query: query.casefold() in model.name.casefold(),
     )  # fmt: skip
-    return _page("models.html", listing=listing)
+    return render_page("models.html", listing=listing, read_only=current_store().read_only)
 
 
 @blueprint.get("/ui/models/<model_name>")
-def get_model_page(model_name: str) -> flask.Response:
+def get_model_page(model_name: str) -> Response:
     """One model: its state, its symbols, what was refused, and its versions."""
     store = current_store()
     model = store.model(model_name)
+    if not model.is_watched:
+        from mmserver.web.registry_pages import get_registered_model_page  # not needed to start
+
+        return get_registered_model_page(model)
     version = _shown_version(model)
     listing = listing_from_request(
         flask.request, version.groups.values(), GROUP_COLUMNS, matches=_group_matches, kept=("version", "as_of")
@@ -91,7 +91,7 @@ def get_model_page(model_name: str) -> flask.Response:
     before_seq = query_number(flask.request, "before", 0, 0, _MAX_SEQ) or None
     # one more than is shown: the last one shown is compared with it
     records = history.list_versions(store, model_name, VERSIONS_SHOWN + 1, before_seq)
-    return _page(
+    return render_page(
         "model.html", model=model, version=version, listing=listing, records=records, shown=VERSIONS_SHOWN,
         before_seq=before_seq, read_only=store.read_only,
     )  # fmt: skip
@@ -113,7 +113,7 @@ def get_symbol_page(model_name: str, symbol: str) -> flask.Response:
         matches=lambda row, query: query.casefold() in row.name.casefold(),
         kept=("version", "as_of", "group_key"), rows_per_page=1000,
     )  # fmt: skip
-    return _page(
+    return render_page(
         "symbol.html", model=model, version=version, group=group, detail=detail, table=table, listing=listing,
         forms=store.payloads.forms(group),
     )  # fmt: skip
@@ -139,7 +139,7 @@ def get_diff_page(model_name: str) -> flask.Response:
     }
     shifts = {group.group_key: shift_table(group) for group in listing.rows}
     info_changes = {group.group_key: member_changes(group) for group in listing.rows}
-    return _page(
+    return render_page(
         "diff.html",
         model=model,
         diff=diff,
@@ -157,7 +157,7 @@ def get_rollback_page(model_name: str) -> flask.Response:
     store = current_store()
     model = store.model(model_name)
     version = history.resolve_version(store, model_name, required_text(flask.request, "version"), None)
-    return _page("rollback.html", model=model, version=version, read_only=store.read_only)
+    return render_page("rollback.html", model=model, version=version, read_only=store.read_only)
 
 
 @blueprint.post("/ui/models/<model_name>/rollback")
@@ -171,7 +171,7 @@ def post_rollback(model_name: str) -> Response:
 def get_venues_page() -> flask.Response:
     """Every venue that has thresholds."""
     known: list[Venue] = [venue for _, venue in sorted(current_store().catalog.venues.items())]
-    return _page("venues.html", venues=known)
+    return render_page("venues.html", venues=known)
 
 
 @blueprint.get("/ui/venues/<venue>")
@@ -182,7 +182,7 @@ def get_venue_page(venue: str) -> flask.Response:
         flask.request, sorted(found.symbols.items()), VENUE_COLUMNS,
         matches=lambda row, query: comparable_symbol(query) in comparable_symbol(row[0]),
     )  # fmt: skip
-    return _page("venue.html", venue=found, listing=listing)
+    return render_page("venue.html", venue=found, listing=listing)
 
 
 def _shown_version(model: Model) -> Version:

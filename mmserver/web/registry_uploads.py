@@ -50,6 +50,10 @@ def read_new_version(request: flask.Request, settings: Settings) -> NewVersion:
     else:
         body = read_body(request, RegisterVersion)
         fields, source = body, source_from_paths((body.path, *body.other_paths), settings)
+    return _new_version(fields, source)
+
+
+def _new_version(fields: NewVersionFields, source: ModelSource) -> NewVersion:
     _check_sha256(source, fields.sha256)
     return NewVersion(
         model_name=fields.name,
@@ -64,6 +68,15 @@ def read_new_version(request: flask.Request, settings: Settings) -> NewVersion:
         info=fields.info,
         derived_from=fields.derived_from,
     )
+
+
+def read_new_version_form(request: flask.Request, settings: Settings) -> NewVersion:
+    """The version that our page's form hands in: a browser sends all of its fields, also those that were left empty.
+
+    Raises:
+        As `read_new_version`.
+    """
+    return _new_version(*_read_upload(request, settings.max_artifact_bytes, is_form=True))
 
 
 def source_from_paths(paths: Sequence[str], settings: Settings) -> ModelSource:
@@ -106,17 +119,20 @@ def _read_path(where: str, path_text: str, settings: Settings, left_bytes: int) 
 # --- multipart --------------------------------------------------------------------------------------------------------
 
 
-def _read_upload(request: flask.Request, max_file_bytes: int) -> tuple[NewVersionFields, ModelSource]:
+def _read_upload(
+    request: flask.Request, max_file_bytes: int, *, is_form: bool = False
+) -> tuple[NewVersionFields, ModelSource]:
     if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise UnsupportedMediaType("send the body uncompressed, without Content-Encoding")
     request.max_content_length = max_file_bytes + MAX_UPLOAD_FIELDS_BYTES
-    parts = _Parts(max_file_bytes)
+    parts = _Parts(max_file_bytes, is_form=is_form)
     with _upload_errors(max_file_bytes):
         for event in _events(request):
             parts.take(event)
     if not parts.files:
         _refuse(FILE_PART, "the part is missing")
-    document = {name: _value(name, data) for name, data in parts.texts.items()}
+    value_of = _form_value if is_form else _value
+    document = {name: value_of(name, data) for name, data in parts.texts.items()}
     try:
         fields = msgspec.convert(document, NewVersionFields)
     except msgspec.ValidationError as error:
@@ -167,7 +183,8 @@ def _give(decoder: multipart.MultipartDecoder, chunk: bytes | None) -> None:
 class _Parts:
     """The parts of one body, put together and counted."""
 
-    def __init__(self, max_file_bytes: int) -> None:
+    def __init__(self, max_file_bytes: int, *, is_form: bool) -> None:
+        self._is_form = is_form
         self.files: dict[str, bytes] = {}
         self.texts: dict[str, bytes] = {}
         self._max_file_bytes = max_file_bytes
@@ -208,6 +225,9 @@ class _Parts:
 
     def _end(self, part: multipart.File | multipart.Field) -> None:
         content = self._content.getvalue()
+        was_left_empty = not content.strip() and not (isinstance(part, multipart.File) and part.filename)
+        if self._is_form and was_left_empty:
+            return
         if isinstance(part, multipart.File):
             _add(self.files, part.filename, content, FILE_PART)
         elif part.name in TEXT_PARTS or part.name in JSON_PARTS:
@@ -222,6 +242,18 @@ def _value(name: str, data: bytes) -> Any:
         except RequestInvalid as error:
             problem = error.values["errors"][0]
             _refuse(name, f"{problem['loc']}: {problem['msg']}" if problem["loc"] else problem["msg"], error)
+    return _text(name, data)
+
+
+def _form_value(name: str, data: bytes) -> Any:
+    """What a person typed: names of factors one a line, everything else as programs send it but for the ends of lines."""
+    if name in JSON_PARTS and name != "factors":
+        return _value(name, data)
+    lines = _text(name, data).strip().splitlines()
+    return [line.strip() for line in lines if line.strip()] if name == "factors" else "\n".join(lines)
+
+
+def _text(name: str, data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""The one JSON encoder: times as RFC 3339 UTC with `Z`, non-finite numbers as null, and never text that is not JSON."""
+"""Pages, and the one JSON encoder: times as RFC 3339 UTC with `Z`, non-finite numbers as null, and never text that is not JSON."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +23,12 @@ def json_bytes(value: object) -> bytes:
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> flask.Response:
     """A JSON response of the value."""
     return flask.Response(json_bytes(value), status, headers, content_type=JSON_MEDIA_TYPE)
+
+
+def render_page(template: str, **values: Any) -> flask.Response:
+    """A page made from a template."""
+    html = flask.render_template(template, **values)
+    return flask.Response(printable_text(html), content_type="text/html; charset=utf-8")
 
 
 def printable_text(text: str) -> str:
