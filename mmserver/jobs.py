@@ -135,7 +135,7 @@ class Jobs:
             if settings.registry_dir is not None:
                 from mmserver.registry.layout import Follower
 
-                follow = Follower(self._store).follow
+                follow = Follower(self._store, self._stopping.is_set).follow
                 scheduler.every("registry directory", REGISTRY_INTERVAL_S, self._held("registry directory", follow))
             scheduler.every("retention", RETENTION_INTERVAL_S, self._held("retention", self._retain))
         self._scheduler = scheduler

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -103,12 +103,14 @@ def sync_directory(
     verifies: bool = False,
     takes_over: bool = False,
     lock_timeout_s: float = LOCK_TIMEOUT_S,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Synced:
     """Make the directory what the database says: all of it, or what is there of some models.
 
     Args:
         verifies: compare each file with its hash; otherwise its size has to do.
         takes_over: what was written for another database, as before a restore, is ours too.
+        is_stopping: whether to end early, after the version that is being written.
 
     Raises:
         ReadOnly
@@ -127,9 +129,11 @@ def sync_directory(
                 of_registered = select(ModelRow.name).where(ModelRow.kind == REGISTERED)
                 model_names = {*connection.execute(of_registered).scalars(), *_model_names(root_fd, done)}
         for model_name in sorted(model_names):
+            if is_stopping():
+                break
             with _noted(done, model_name):
                 directory_of_model = _ModelDirectory(
-                    store, model_name, owner, done, verifies=verifies, takes_over=takes_over
+                    store, model_name, owner, done, verifies=verifies, takes_over=takes_over, is_stopping=is_stopping
                 )
                 directory_of_model.sync(root_fd, lock_timeout_s)
         return done
@@ -151,9 +155,10 @@ def show_change(store: Store, model_name: str) -> None:
 class Follower:
     """Keeps the directory up to date with what any process commits; cheap where nothing was changed."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, is_stopping: Callable[[], bool] = lambda: False) -> None:
         """Everything is looked at the first time."""
         self._store = store
+        self._is_stopping = is_stopping
         self._catalog: object = None
         self._models: Mapping[str, Model] | None = None
         self._problems: list[str] = []
@@ -180,7 +185,7 @@ class Follower:
 
     def _synced(self, names: set[str] | None) -> list[str]:
         try:
-            return sync_directory(self._store, names).problems
+            return sync_directory(self._store, names, is_stopping=self._is_stopping).problems
         except OSError as error:
             return [str(error)]
 
@@ -199,7 +204,15 @@ class _ModelDirectory:
     """One model's directory on its way to what the database says."""
 
     def __init__(
-        self, store: Store, model_name: str, owner: str, done: Synced, *, verifies: bool, takes_over: bool
+        self,
+        store: Store,
+        model_name: str,
+        owner: str,
+        done: Synced,
+        *,
+        verifies: bool,
+        takes_over: bool,
+        is_stopping: Callable[[], bool],
     ) -> None:
         check_name(model_name)  # it becomes a file's name
         self._store = store
@@ -208,6 +221,7 @@ class _ModelDirectory:
         self._done = done
         self._verifies = verifies
         self._takes_over = takes_over
+        self._is_stopping = is_stopping
 
     def sync(self, root_fd: int, lock_timeout_s: float) -> None:
         """All steps, in the order that keeps every link on a whole version."""
@@ -217,6 +231,8 @@ class _ModelDirectory:
                 model, wanted = self._wanted()  # what was committed while the lock was another's, too
                 remove_leftovers(model_fd)
                 for label in sorted(wanted, key=precedence):
+                    if self._is_stopping():
+                        return
                     with _noted(self._done, f"{self._name}/v{label}"):
                         self._put_version(model_fd, model, label, wanted[label])
                 for link in LINKS:
@@ -342,19 +358,26 @@ class _ModelDirectory:
     def _put_link(self, model_fd: int, link: str, wanted: Mapping[str, _Wanted]) -> None:
         label = next((label for label, version in wanted.items() if version.stage.lower() == link), None)
         present = self._pointer(model_fd, link)
-        target = None
-        if label is not None:
-            found, broken = self._looked_at(model_fd, f"v{label}")
-            is_whole = found is not None and found.sha256 == wanted[label].sha256 and not broken
-            target = f"v{label}" if is_whole else None
+        target = f"v{label}" if label is not None and self._is_whole(model_fd, label, wanted) else None
         if target is None:
-            if present is not None:
+            is_last_good = label is not None and present is not None and self._is_whole(model_fd, present[1:], wanted)
+            if present is not None and not is_last_good:
                 os.unlink(link, dir_fd=model_fd)
                 os.fsync(model_fd)
                 self._done.removed.append(f"{self._name}/{link}")
         elif present != target:
             write_pointer(model_fd, link, target)
             self._done.updated.append(f"{self._name}/{link}")
+
+    def _is_whole(self, model_fd: int, label: str, wanted: Mapping[str, _Wanted]) -> bool:
+        """Whether a link may point there; where the right version could not be written, it stays on one that may."""
+        if label not in wanted:
+            return False
+        try:
+            found, broken = self._looked_at(model_fd, f"v{label}")
+        except FileExistsError:
+            return False
+        return found is not None and found.sha256 == wanted[label].sha256 and not broken
 
     def _pointer(self, model_fd: int, link: str) -> str | None:
         """What the link points at.

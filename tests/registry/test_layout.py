@@ -245,6 +245,19 @@ def test_a_label_that_was_removed_and_registered_with_another_content_is_replace
     assert_links_whole(models)
 
 
+def test_a_sync_that_is_told_to_stop_ends_after_the_version_that_it_writes(
+    bench: Any, open_bench: Callable[..., Any], models: Path
+) -> None:
+    bench.register_all("1.0.0", "1.1.0")
+    promote(bench.store, "hybrid", "1.0.0", TEST)
+    store = open_bench(registry_dir=models).store
+    done = sync_directory(store, is_stopping=(models / "hybrid/v1.0.0").exists)
+    assert done.written == ["hybrid/v1.0.0"]
+    assert sorted(path.name for path in (models / "hybrid").iterdir()) == ["v1.0.0"]
+    sync_directory(store)
+    assert os.readlink(models / "hybrid/production") == "v1.0.0"
+
+
 # --- what others put there -----------------------------------------------------------------------------------------------------
 
 
@@ -389,6 +402,7 @@ def test_a_full_disk_leaves_links_whole_and_the_next_sync_goes_on(
 
     assert in_child(without_space) == 0
     assert_links_whole(models)
+    assert os.readlink(models / "hybrid/production") == "v1.0.0"  # the last good one
     assert not (models / "hybrid/v1.1.0").exists()
     assert not list(models.rglob(".mmserver-*"))
     sync_directory(open_bench(registry_dir=models).store)
