@@ -16,7 +16,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 MAX_SLEEP_S = 1.0
 JUMP_S = 2.0
-MAX_RUNNING = 8
+MAX_RUNNING = 10
 """More than there are jobs: what looks for others' changes must not wait for those that take long."""
 
 
