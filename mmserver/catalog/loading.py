@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, or_, select
 
 from mmserver.catalog.catalog import Catalog, Group, Model, Refusal, Venue, Version
 from mmserver.catalog.symbols import comparable_symbol
@@ -24,35 +24,79 @@ from mmserver.storage.tables import (
 )
 from mmserver.storage.times import datetime_from_text
 
+NO_STAGES: Mapping[str, str] = MappingProxyType({})
 _IDS_A_QUERY = 5000  # below SQLite's limit of bound values in one statement
 
 
 def load_catalog(connection: Connection, previous: Catalog) -> Catalog:
-    """Everything that is served now."""
-    has_version = select(ServingRow.id).where(ServingRow.model_id == ModelRow.id).exists()
-    rows = connection.execute(select(ModelRow.__table__).where(has_version).order_by(ModelRow.name)).all()
-    models = {row.name: load_model(connection, row, previous.models.get(row.name)) for row in rows}
+    """Everything that is served now; of a model that did not change, nothing is read but that."""
+    stages = _all_stages(connection)
+    refusals = _all_refusals(connection)
+    models = {
+        row.name: _model_from_row(
+            connection, row, stages.get(row.id, NO_STAGES), refusals.get(row.id, ()), previous.models.get(row.name)
+        )
+        for row in connection.execute(_SERVED_MODELS)
+    }
     return Catalog(models=MappingProxyType(models), venues=load_venues(connection, previous.venues))
 
 
-def load_model(connection: Connection, row: Row[Any], previous: Model | None) -> Model:
-    """One model with the version it serves; `row` is its row of `models`."""
+def load_model(connection: Connection, model_name: str, previous: Model | None) -> Model | None:
+    """One model with the version it serves; None where there is none of that name, or it serves nothing yet."""
+    row = connection.execute(_SERVED_MODELS.where(ModelRow.name == model_name)).one_or_none()
+    if row is None:
+        return None
+    stages = _all_stages(connection, StageRow.model_id == row.id).get(row.id, NO_STAGES)
+    refusals = _all_refusals(connection, RefusalRow.model_id == row.id).get(row.id, ())
+    return _model_from_row(connection, row, stages, refusals, previous)
+
+
+def _served_models() -> Select[*tuple[Any, ...]]:
+    """Rows of models that serve something, with what they serve: one statement, however many models there are."""
+    servings = ServingRow.__table__.alias()
+    of_model = select(servings.c.id).where(servings.c.model_id == ModelRow.id)
+    last = of_model.order_by(servings.c.id.desc()).limit(1).scalar_subquery()
+    newest = (
+        select(VersionRow.label)
+        .where(VersionRow.model_id == ModelRow.id)
+        .order_by(VersionRow.seq.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    query: Select[*tuple[Any, ...]] = (
+        select(
+            ModelRow.__table__,
+            ServingRow.version_id.label("serving_id"),
+            newest.label("newest_label"),
+            RegisteredVersionRow.archived_at,
+        )
+        .select_from(ModelRow)
+        .join(ServingRow, ServingRow.id == last)
+        .outerjoin(RegisteredVersionRow, RegisteredVersionRow.version_id == ServingRow.version_id)
+        .order_by(ModelRow.name)
+    )
+    return query
+
+
+_SERVED_MODELS = _served_models()
+
+
+def _model_from_row(
+    connection: Connection,
+    row: Row[Any],
+    stages: Mapping[str, str],
+    refusals: tuple[Refusal, ...],
+    previous: Model | None,
+) -> Model:
     if previous is not None and previous.id != row.id:
         previous = None
-    serving_id = connection.execute(
-        select(ServingRow.version_id).where(ServingRow.model_id == row.id).order_by(ServingRow.id.desc()).limit(1)
-    ).scalar_one()
-    newest_label = connection.execute(
-        select(VersionRow.label).where(VersionRow.model_id == row.id).order_by(VersionRow.seq.desc()).limit(1)
-    ).scalar_one()
-    if serving_id is None:
+    if row.serving_id is None:
         raise LookupError(f"the version that {row.name} serves was let go")  # retention never takes it
-    if previous is not None and previous.serving.id == serving_id:
+    if previous is not None and previous.serving.id == row.serving_id:
         serving = previous.serving
     else:
-        serving = load_version(connection, row.name, serving_id, previous.serving if previous else None)
-    stages = load_stages(connection, row.id)
-    is_registered = row.kind == "registered"
+        near = previous.serving if previous is not None and row.kind == "watched" else None
+        serving = load_version(connection, row.name, row.serving_id, near)
     return Model(
         id=row.id,
         name=row.name,
@@ -63,26 +107,22 @@ def load_model(connection: Connection, row: Row[Any], previous: Model | None) ->
         registered_at=datetime_from_text(row.registered_at),
         refreshed_at=datetime_from_text(row.refreshed_at),
         serving=serving,
-        newest_label=newest_label,
-        refusals=() if is_registered else _refusals(connection, row.id),
+        newest_label=row.newest_label,
+        refusals=refusals,
         stages=stages,
-        is_retired=is_registered and "production" not in stages and _is_archived(connection, serving_id),
+        is_retired=row.kind == "registered" and "production" not in stages and row.archived_at is not None,
     )
 
 
-def load_stages(connection: Connection, model_id: int) -> Mapping[str, str]:
-    """The labels of the versions that are in a stage."""
-    rows = connection.execute(
-        select(StageRow.stage, VersionRow.label)
-        .join(VersionRow, VersionRow.id == StageRow.version_id)
-        .where(StageRow.model_id == model_id)
+def _all_stages(connection: Connection, *which: ColumnElement[bool]) -> dict[int, Mapping[str, str]]:
+    """The labels of the versions that are in a stage, by model id."""
+    query = select(StageRow.model_id, StageRow.stage, VersionRow.label).join(
+        VersionRow, VersionRow.id == StageRow.version_id
     )
-    return MappingProxyType({row.stage: row.label for row in rows})
-
-
-def _is_archived(connection: Connection, version_id: int) -> bool:
-    query = select(RegisteredVersionRow.archived_at).where(RegisteredVersionRow.version_id == version_id)
-    return connection.execute(query).scalar() is not None
+    found: dict[int, dict[str, str]] = {}
+    for row in connection.execute(query.where(*which)):
+        found.setdefault(row.model_id, {})[row.stage] = row.label
+    return {model_id: MappingProxyType(labels) for model_id, labels in found.items()}
 
 
 def load_version(connection: Connection, model_name: str, version_id: int, near: Version | None = None) -> Version:
@@ -273,12 +313,12 @@ def _group_from_row(row: Row[Any], factors: tuple[str, ...]) -> Group:
     )
 
 
-def _refusals(connection: Connection, model_id: int) -> tuple[Refusal, ...]:
-    rows = connection.execute(
-        select(RefusalRow.__table__).where(RefusalRow.model_id == model_id).order_by(RefusalRow.group_key)
-    )
-    return tuple(
-        Refusal(
+def _all_refusals(connection: Connection, *which: ColumnElement[bool]) -> dict[int, tuple[Refusal, ...]]:
+    """What is refused, by model id."""
+    query = select(RefusalRow.__table__).where(*which).order_by(RefusalRow.model_id, RefusalRow.group_key)
+    found: dict[int, list[Refusal]] = {}
+    for row in connection.execute(query):
+        refusal = Refusal(
             group_key=row.group_key,
             file=row.file,
             reason=row.reason,
@@ -287,5 +327,5 @@ def _refusals(connection: Connection, model_id: int) -> tuple[Refusal, ...]:
             attempts=row.attempts,
             is_content=row.files_sha256 != "",
         )
-        for row in rows
-    )
+        found.setdefault(row.model_id, []).append(refusal)
+    return {model_id: tuple(refusals) for model_id, refusals in found.items()}

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
 from sqlalchemy.exc import NoResultFound
 
 from mmserver.catalog.catalog import Catalog, Model, Version
@@ -21,7 +20,6 @@ from mmserver.sandbox.level import SandboxLevel
 from mmserver.sandbox.pool import Sandbox
 from mmserver.settings import Settings
 from mmserver.storage.database import Database
-from mmserver.storage.tables import ModelRow
 
 if TYPE_CHECKING:
     from mmserver.catalog.watches import Watches
@@ -85,10 +83,9 @@ class Store:
         """As `reload`, for one model that this process has just changed."""
         with self._reload_lock:
             with self.database.read() as connection:
-                row = connection.execute(select(ModelRow.__table__).where(ModelRow.name == model_name)).one_or_none()
-                if row is None:
-                    raise ModelNotFound(model_name=model_name)
-                model = load_model(connection, row, self.catalog.models.get(model_name))
+                model = load_model(connection, model_name, self.catalog.models.get(model_name))
+            if model is None:
+                raise ModelNotFound(model_name=model_name)
             self._swap(self.catalog.with_model(model))
             return model
 
