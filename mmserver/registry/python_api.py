@@ -27,7 +27,7 @@ from mmserver.registry import comparing, removing, stages, versions
 from mmserver.registry.fields import Number
 from mmserver.registry.registering import NewVersion, register_version
 from mmserver.registry.stage_names import ModelStage, stage_name
-from mmserver.registry.versions import RegisteredVersion, StagedVersion
+from mmserver.registry.versions import ListedVersion, StagedVersion
 from mmserver.settings import Settings, load_settings
 
 MIB = 1 << 20
@@ -58,7 +58,7 @@ class ModelMetadata:
     kind: str
     n_features: int
     input_shape: tuple[int, ...] | None
-    factors: tuple[str, ...]
+    factor_count: int
     derived_from: str | None
     parity: dict[str, Any] | None
     path: Path | None
@@ -323,10 +323,10 @@ class ModelRegistry:
             return None
 
     def _changed(self, name: str, version: StagedVersion) -> ModelInfo:
-        assert isinstance(version, RegisteredVersion), name  # noqa: S101 (looked at before)
+        assert isinstance(version, ListedVersion), name  # noqa: S101 (looked at before)
         return self._info(version)
 
-    def _info(self, version: RegisteredVersion) -> ModelInfo:
+    def _info(self, version: ListedVersion) -> ModelInfo:
         directory = self._settings.registry_dir
         path = directory.absolute() / version.model_name / f"v{version.label}" if directory is not None else None
         return ModelInfo(
@@ -346,7 +346,7 @@ class ModelRegistry:
                 kind=version.kind,
                 n_features=version.n_features,
                 input_shape=version.input_shape,
-                factors=version.factors,
+                factor_count=version.factor_count,
                 derived_from=version.derived_from,
                 parity=version.parity,
                 path=path,

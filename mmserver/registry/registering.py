@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, func, insert, select
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.ingest import INGEST_REVISION, IngestedGroup
+from mmserver.catalog.loading import load_groups
 from mmserver.catalog.publishing import GroupContent, GroupFile, store_group, stored_group_id, version_sha256
 from mmserver.catalog.registering import check_name
 from mmserver.catalog.store import Store
@@ -27,11 +28,9 @@ from mmserver.registry.fields import (
 )
 from mmserver.registry.finding import REGISTERED, check_registered
 from mmserver.registry.semantic_versions import check_label
-from mmserver.registry.versions import RegisteredVersion, registered_version
+from mmserver.registry.versions import RegisteredVersion, model_facts, registered_version
 from mmserver.storage.audit import record_audit
 from mmserver.storage.tables import (
-    FactorListRow,
-    GroupRow,
     MembershipRow,
     ModelRow,
     RegisteredVersionRow,
@@ -287,6 +286,9 @@ def _insert_version(
     at: str,
 ) -> int:
     group_id = store_group(connection, content)
+    group = load_groups(connection, [group_id])[group_id]
+    facts = model_facts(connection, group)
+    parity = facts.summary.get("parity") if new.parity is None else new.parity
     seq = (
         connection.execute(select(func.max(VersionRow.seq)).where(VersionRow.model_id == model.id)).scalar() or 0
     ) + 1
@@ -304,7 +306,7 @@ def _insert_version(
             updated=_json([ONLY_GROUP] if seq > 1 else []),
             symbol_count=1,
             group_count=1,
-            factor_count=_factor_count(connection, group_id),
+            factor_count=len(set(group.factors)),
         )
         .returning(VersionRow.id)
     ).scalar_one()
@@ -319,19 +321,16 @@ def _insert_version(
             tags=_json(new.tags),
             content_sha256=content_sha256,
             size_bytes=sum(len(data) for data in new.source.files.values()),
+            kind=facts.kind,
+            n_features=facts.n_features,
+            input_shape=None if facts.input_shape is None else _json(facts.input_shape),
             derived_from=new.derived_from,
-            parity=None if new.parity is None else _json(new.parity),
+            parity=None if parity is None else _json(parity),
             archived_at=None,
             updated_at=at,
         )
     )
     return version_id
-
-
-def _factor_count(connection: Connection, group_id: int) -> int:
-    query = select(FactorListRow.factors).join(GroupRow, GroupRow.factors_sha256 == FactorListRow.sha256)
-    factors = connection.execute(query.where(GroupRow.id == group_id)).scalar_one()
-    return len(set(msgspec.json.decode(factors, type=list[str])))
 
 
 def _events(new: NewVersion, is_first: bool, served: str | None) -> list[Event]:

@@ -1,6 +1,6 @@
 """Registered models and their versions, read: one by a label, a stage or `latest`, or all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
@@ -15,7 +15,7 @@ from mmserver.catalog.store import Store
 from mmserver.registry.fields import Number
 from mmserver.registry.finding import find_model, find_registered_model, find_version, stages_of_model
 from mmserver.registry.semantic_versions import precedence
-from mmserver.storage.blobs import get_blobs
+from mmserver.storage.blobs import get_blob
 from mmserver.storage.tables import MembershipRow, OptimizationRow, RegisteredVersionRow, VersionRow
 from mmserver.storage.times import datetime_from_text
 
@@ -32,8 +32,8 @@ class Optimization:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class RegisteredVersion:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedVersion:
     """One version of a registered model, and what was said of it. What it predicts never changes."""
 
     model_name: str
@@ -53,7 +53,7 @@ class RegisteredVersion:
     """What predicts it: `onnx`, `xgboost`, …"""
     n_features: int
     input_shape: tuple[int, ...] | None
-    factors: tuple[str, ...]
+    factor_count: int
     derived_from: str | None
     parity: dict[str, Any] | None
     """How near the model comes to what it was converted or derived from; None where it is as it was made."""
@@ -62,6 +62,13 @@ class RegisteredVersion:
     created_at: datetime
     updated_at: datetime
     version_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisteredVersion(ListedVersion):
+    """The same with what predicts."""
+
+    factors: tuple[str, ...]
     group: Group
 
 
@@ -91,7 +98,9 @@ class RegisteredModel:
     updated_at: datetime
 
 
-class _ModelFacts(msgspec.Struct, frozen=True):
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What is stored of a model beside its content, as far as its version shows it."""
+
     kind: str
     n_features: int
     input_shape: tuple[int, ...] | None = None
@@ -101,7 +110,7 @@ class _ModelFacts(msgspec.Struct, frozen=True):
 class _RecordFacts(msgspec.Struct, frozen=True):
     """The few members of a group's stored detail that a version shows; the long ones are passed over unread."""
 
-    model: _ModelFacts
+    model: ModelFacts
 
 
 def list_models(store: Store, limit: int, after: str | None = None) -> list[RegisteredModel]:
@@ -126,7 +135,7 @@ def list_models(store: Store, limit: int, after: str | None = None) -> list[Regi
     ]
 
 
-def list_versions(store: Store, model_name: str, stage: VersionStage | None = None) -> list[RegisteredVersion]:
+def list_versions(store: Store, model_name: str, stage: VersionStage | None = None) -> list[ListedVersion]:
     """All versions of a registered model, or those in a stage, newest first in the order of semantic versions.
 
     Raises:
@@ -134,8 +143,11 @@ def list_versions(store: Store, model_name: str, stage: VersionStage | None = No
     """
     with store.database.read() as connection:
         model = find_registered_model(connection, model_name)
-        found = _versions_from_rows(connection, model, connection.execute(_query(model.id)).all())
-    wanted = [version for version in found if stage is None or version.stage == stage]
+        rows = connection.execute(_QUERY.where(VersionRow.model_id == model.id)).all()
+        stages = stages_of_model(connection, model.id)
+        optimizations = _optimizations(connection, model.id, None)
+    listed = (ListedVersion(**_listed(model, row, stages, optimizations)) for row in rows)
+    wanted = [version for version in listed if stage is None or version.stage == stage]
     return sorted(wanted, key=lambda version: precedence(version.label), reverse=True)
 
 
@@ -169,68 +181,68 @@ def staged_version(store: Store, model_name: str, version_id: int) -> StagedVers
 
 def registered_version(connection: Connection, model: Row[Any], version_id: int) -> RegisteredVersion:
     """The version of that id, which must be there."""
-    row = connection.execute(_query(model.id).where(VersionRow.id == version_id)).one()
-    return _versions_from_rows(connection, model, [row])[0]
-
-
-def _query(model_id: int) -> Select[*tuple[Any, ...]]:
     of_version = and_(MembershipRow.model_id == VersionRow.model_id, MembershipRow.first_seq == VersionRow.seq)
-    return (
-        select(VersionRow.label, VersionRow.created_at, MembershipRow.group_id, RegisteredVersionRow.__table__)
-        .join(RegisteredVersionRow, RegisteredVersionRow.version_id == VersionRow.id)
-        .join(MembershipRow, of_version)
-        .where(VersionRow.model_id == model_id)
-    )
-
-
-def _versions_from_rows(connection: Connection, model: Row[Any], rows: Sequence[Row[Any]]) -> list[RegisteredVersion]:
+    query = _QUERY.add_columns(MembershipRow.group_id).join(MembershipRow, of_version)
+    row = connection.execute(query.where(VersionRow.id == version_id)).one()
     stages = stages_of_model(connection, model.id)
-    groups = load_groups(connection, sorted({row.group_id for row in rows}))
-    optimizations = _optimizations(connection, model.id, rows[0].version_id if len(rows) == 1 else None)
-    details = get_blobs(connection, {group.detail_sha256 for group in groups.values()})
-    facts = {group_id: _facts(details[group.detail_sha256]) for group_id, group in groups.items()}
-    return [
-        RegisteredVersion(
-            model_name=model.name,
-            label=row.label,
-            stage=_stage(stages.get(row.version_id), row.archived_at),
-            model_type=row.model_type,
-            description=row.description,
-            metrics=msgspec.json.decode(row.metrics),
-            training_params=msgspec.json.decode(row.training_params),
-            tags=msgspec.json.decode(row.tags),
-            sha256=row.content_sha256,
-            size_bytes=row.size_bytes,
-            kind=facts[row.group_id].kind,
-            n_features=facts[row.group_id].n_features,
-            input_shape=facts[row.group_id].input_shape,
-            factors=groups[row.group_id].factors,
-            derived_from=row.derived_from,
-            parity=msgspec.json.decode(row.parity) if row.parity else facts[row.group_id].summary.get("parity"),
-            optimizations=tuple(optimizations.get(row.version_id, ())),
-            created_at=datetime_from_text(row.created_at),
-            updated_at=datetime_from_text(row.updated_at),
-            version_id=row.version_id,
-            group=groups[row.group_id],
-        )
-        for row in rows
-    ]
+    optimizations = _optimizations(connection, model.id, version_id)
+    group = load_groups(connection, [row.group_id])[row.group_id]
+    return RegisteredVersion(**_listed(model, row, stages, optimizations), factors=group.factors, group=group)
+
+
+def model_facts(connection: Connection, group: Group) -> ModelFacts:
+    """What a version shows of the model that the group was made of."""
+    return msgspec.json.decode(get_blob(connection, group.detail_sha256), type=_RecordFacts).model
+
+
+_QUERY: Select[*tuple[Any, ...]] = select(
+    VersionRow.label, VersionRow.created_at, VersionRow.factor_count, RegisteredVersionRow.__table__
+).join(RegisteredVersionRow, RegisteredVersionRow.version_id == VersionRow.id)
+
+
+def _listed(
+    model: Row[Any], row: Row[Any], stages: Mapping[int, str], optimizations: Mapping[int, list[Optimization]]
+) -> dict[str, Any]:
+    """The fields of a ListedVersion."""
+    decode = msgspec.json.decode
+    return {
+        "model_name": model.name,
+        "label": row.label,
+        "stage": _stage(stages.get(row.version_id), row.archived_at),
+        "model_type": row.model_type,
+        "description": row.description,
+        "metrics": decode(row.metrics),
+        "training_params": decode(row.training_params),
+        "tags": decode(row.tags),
+        "sha256": row.content_sha256,
+        "size_bytes": row.size_bytes,
+        "kind": row.kind,
+        "n_features": row.n_features,
+        "input_shape": None if row.input_shape is None else decode(row.input_shape, type=tuple[int, ...]),
+        "factor_count": row.factor_count,
+        "derived_from": row.derived_from,
+        "parity": None if row.parity is None else decode(row.parity),
+        "optimizations": tuple(optimizations.get(row.version_id, ())),
+        "created_at": datetime_from_text(row.created_at),
+        "updated_at": datetime_from_text(row.updated_at),
+        "version_id": row.version_id,
+    }
+
+
+_RESULT = VersionRow.__table__.alias("result")
+_OPTIMIZATIONS: Select[*tuple[Any, ...]] = (
+    select(OptimizationRow.__table__, _RESULT.c.label)
+    .join(VersionRow, VersionRow.id == OptimizationRow.version_id)
+    .outerjoin(_RESULT, _RESULT.c.id == OptimizationRow.result_id)
+    .order_by(OptimizationRow.version_id, OptimizationRow.variant)
+)
 
 
 def _optimizations(connection: Connection, model_id: int, only_id: int | None) -> dict[int, list[Optimization]]:
     """Of all versions of a model, or of one, by version id."""
-    result = VersionRow.__table__.alias("result")
-    query = (
-        select(OptimizationRow.__table__, result.c.label)
-        .join(VersionRow, VersionRow.id == OptimizationRow.version_id)
-        .outerjoin(result, result.c.id == OptimizationRow.result_id)
-        .where(VersionRow.model_id == model_id)
-        .order_by(OptimizationRow.version_id, OptimizationRow.variant)
-    )
-    if only_id is not None:
-        query = query.where(OptimizationRow.version_id == only_id)
+    of_model = VersionRow.model_id == model_id if only_id is None else OptimizationRow.version_id == only_id
     found: dict[int, list[Optimization]] = {}
-    for row in connection.execute(query):
+    for row in connection.execute(_OPTIMIZATIONS.where(of_model)):
         one = Optimization(
             variant=row.variant,
             label=row.label,
@@ -247,7 +259,3 @@ def _stage(stage: str | None, archived_at: str | None) -> VersionStage | None:
     if stage == "staging":
         return "staging"
     return "archived" if archived_at is not None else None
-
-
-def _facts(detail: bytes) -> _ModelFacts:
-    return msgspec.json.decode(detail, type=_RecordFacts).model

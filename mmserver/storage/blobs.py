@@ -1,7 +1,6 @@
 """Blobs: bytes under the SHA-256 of what they are before compression, stored once and never changed."""
 
 import hashlib
-from collections.abc import Collection
 
 import zstandard
 from sqlalchemy import Column, Connection, Select, delete, select, union_all
@@ -50,26 +49,6 @@ def get_blob(connection: Connection, sha256: str) -> bytes:
         BlobCorrupt: what is stored is not what was stored.
     """
     return decoded_blob(sha256, get_stored_blob(connection, sha256))
-
-
-def get_blobs(connection: Connection, hashes: Collection[str]) -> dict[str, bytes]:
-    """As `get_blob`, of many small ones at once, by their hashes.
-
-    Raises:
-        BlobNotFound, BlobCorrupt
-    """
-    found: dict[str, bytes] = {}
-    wanted = sorted(set(hashes))
-    for start in range(0, len(wanted), _HASHES_A_QUERY):
-        some = wanted[start : start + _HASHES_A_QUERY]
-        rows = connection.execute(select(BlobRow.__table__).where(BlobRow.sha256.in_(some)))
-        found.update(
-            (row.sha256, decoded_blob(row.sha256, StoredBlob(row.codec, row.content, row.size_bytes))) for row in rows
-        )
-    for sha256 in wanted:
-        if sha256 not in found:
-            raise BlobNotFound(sha256=sha256)
-    return found
 
 
 def get_stored_blob(connection: Connection, sha256: str) -> StoredBlob:

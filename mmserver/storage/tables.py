@@ -218,8 +218,11 @@ class RegisteredVersionRow(Row):
     tags: Mapped[str] = required(Text)
     content_sha256: Mapped[str] = required(Text, index=True)  # over the files as they were handed in, and their options
     size_bytes: Mapped[int] = required(Integer)  # of those files
+    kind: Mapped[str] = required(Text)  # of the ModelFile, as are the next two; here, so that a list reads no blobs
+    n_features: Mapped[int] = required(Integer)
+    input_shape: Mapped[str | None] = optional(Text)  # JSON array
     derived_from: Mapped[str | None] = optional(Text)  # the label that it is an optimised form of
-    # JSON, how near it comes to that; a converted model's own parity is in its group's detail
+    # JSON, how near it comes to that, or to what it was converted from
     parity: Mapped[str | None] = optional(Text)
     archived_at: Mapped[str | None] = optional(Text)
     updated_at: Mapped[str] = required(Text)

@@ -149,7 +149,7 @@ def reference_from_text(text: str) -> str:
     return lowered if lowered in _REFERENCES else text
 
 
-def _latest(found: list[versions.RegisteredVersion]) -> str | None:
+def _latest(found: list[versions.ListedVersion]) -> str | None:
     """The version that is served: what is in production, else the newest that was not retired."""
     served = next((version for version in found if version.stage == PRODUCTION), None)
     served = served or next((version for version in found if version.stage != "archived"), None)

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from mmserver.registry.fields import Number
-from mmserver.registry.versions import RegisteredModel, RegisteredVersion, StagedVersion, VersionStage
+from mmserver.registry.versions import ListedVersion, RegisteredModel, VersionStage, WatchedVersion
 from mmserver.web.optimization_bodies import RegistryOptimization, item_from_optimization
 from mmserver.web.requests import refuse_parameter
 
@@ -79,10 +79,10 @@ class RegistryModelVersions(msgspec.Struct, frozen=True, kw_only=True):
     versions: list[RegistryVersion]
 
 
-def item_from_version(version: StagedVersion) -> RegistryVersion:
+def item_from_version(version: ListedVersion | WatchedVersion) -> RegistryVersion:
     """A version as answers show it."""
     stage = stage_name(version.stage)
-    if not isinstance(version, RegisteredVersion):
+    if not isinstance(version, ListedVersion):
         return RegistryVersion(
             name=version.model_name,
             version=version.label,
@@ -102,7 +102,7 @@ def item_from_version(version: StagedVersion) -> RegistryVersion:
         kind=version.kind,
         n_features=version.n_features,
         input_shape=version.input_shape,
-        factor_count=len(version.factors),
+        factor_count=version.factor_count,
         size_mb=round(version.size_bytes / MIB, 6),
         size_bytes=version.size_bytes,
         sha256=version.sha256,
