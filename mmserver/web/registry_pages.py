@@ -11,7 +11,6 @@ from mmserver.catalog.catalog import Model
 from mmserver.registry import comparing, stages, standing, versions
 from mmserver.registry.registering import register_version
 from mmserver.registry.semantic_versions import precedence
-from mmserver.registry.versions import RegisteredVersion
 from mmserver.web import registry_rows
 from mmserver.web.current import current_actor, current_model_reader, current_store
 from mmserver.web.figures import size
@@ -94,14 +93,12 @@ def get_compare_page(model_name: str) -> Response:
         return _redirect_to_comparison(model_name, ticked)
     store = current_store()
     model = store.model(model_name)
-    found = versions.list_versions(store, model_name)
+    labels = [version.label for version in versions.list_versions(store, model_name)]
     references = [query_text(flask.request, name) for name in ("version1", "version2")]
-    labels = [version.label for version in found]
     second = references[1] or labels[0]
     first = references[0] or labels[min(1, len(labels) - 1)]
     comparison = comparing.compare(store, model_name, reference_from_text(first), reference_from_text(second))
-    by_label = {version.label: version for version in found}
-    both = [_known(by_label, model_name, label) for label in (comparison.version1, comparison.version2)]
+    both = [versions.get_version(store, model_name, label) for label in (comparison.version1, comparison.version2)]
     return render_page(
         "registered_compare.html",
         model=model,
@@ -113,11 +110,6 @@ def get_compare_page(model_name: str) -> Response:
         parities=[registry_rows.parity_from_report(version.parity) for version in both],
         inputs=[registry_rows.input_text(version) for version in both],
     )
-
-
-def _known(by_label: dict[str, RegisteredVersion], model_name: str, label: str) -> RegisteredVersion:
-    """As it was listed; one that was registered since is read by itself."""
-    return by_label.get(label) or versions.get_version(current_store(), model_name, label)
 
 
 def _redirect_to_comparison(model_name: str, ticked: list[str]) -> Response:

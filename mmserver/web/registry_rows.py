@@ -12,13 +12,13 @@ import msgspec
 from mmserver.conversion.parity import ParityReport
 from mmserver.registry.comparing import Comparison, MetricComparison
 from mmserver.registry.semantic_versions import precedence
-from mmserver.registry.versions import Optimization, RegisteredVersion
+from mmserver.registry.versions import ListedVersion, Optimization
 from mmserver.web.figures import EMPTY, number, size
 from mmserver.web.listing import Column
 from mmserver.web.optimization_bodies import FormTiming, RegistryOptimization, item_from_optimization
 from mmserver.web.registry_bodies import StageName, stage_name
 
-MAIN_METRICS = 4
+MAIN_METRICS = 3
 """Columns of a list of versions; the rest stands on each version's page."""
 _STAGE_ORDER: dict[StageName, int] = {"Production": 0, "Staging": 1, "None": 2, "Archived": 3}
 _MAX_ROW_ON_A_LINE = 12
@@ -79,13 +79,13 @@ class MetricRow:
 # --- lists of versions ------------------------------------------------------------------------------------------------
 
 
-def main_metrics(versions: Iterable[RegisteredVersion]) -> list[str]:
+def main_metrics(versions: Iterable[ListedVersion]) -> list[str]:
     """The names that most versions have; among those with as many, the one that comes first in the newest."""
     counts = Counter(name for version in versions for name in version.metrics)
     return [name for name, _ in counts.most_common(MAIN_METRICS)]
 
 
-def version_columns(metrics: Sequence[str]) -> tuple[Column[RegisteredVersion], ...]:
+def version_columns(metrics: Sequence[str]) -> tuple[Column[ListedVersion], ...]:
     """The columns of a list of versions, with one for each of the metrics."""
     return (
         Column("version", "Version", lambda version: precedence(version.label)),
@@ -94,19 +94,16 @@ def version_columns(metrics: Sequence[str]) -> tuple[Column[RegisteredVersion], 
         *(metric_column(name) for name in metrics),
         Column("size", "Size", lambda version: version.size_bytes, is_number=True),
         Column("parity", "Parity, max |Δ|", lambda version: _max_abs(version.parity), is_number=True),
-        Column(
-            "from", "Derived from", lambda version: precedence(version.derived_from) if version.derived_from else None
-        ),
         Column("created", "Created (UTC)", lambda version: version.created_at, is_number=True),
     )
 
 
-def metric_column(name: str) -> Column[RegisteredVersion]:
+def metric_column(name: str) -> Column[ListedVersion]:
     """The column of one metric."""
     return Column(f"metric.{name}", name, lambda version: version.metrics.get(name), is_number=True)
 
 
-def matches_version(version: RegisteredVersion, query: str) -> bool:
+def matches_version(version: ListedVersion, query: str) -> bool:
     """Whether the words stand anywhere in what was said of the version."""
     said = (version.label, version.model_type, version.derived_from or "", version.description)
     wanted = query.casefold()
@@ -154,7 +151,7 @@ def _max_abs(report: dict[str, Any] | None) -> float | None:
 # --- forms of a version -----------------------------------------------------------------------------------------------
 
 
-def form_report(version: RegisteredVersion, one: Optimization) -> FormReport:
+def form_report(version: ListedVersion, one: Optimization) -> FormReport:
     """What came of one form, beside the version that it was made of."""
     item = item_from_optimization(one)
     times = (item.source_timing, item.timing)
@@ -212,7 +209,7 @@ def is_reordered_only(comparison: Comparison) -> bool:
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def predict_command(version: RegisteredVersion, root_url: str) -> str:
+def predict_command(version: ListedVersion, root_url: str) -> str:
     """A line for a shell that predicts one row of zeros with just this version."""
     url = shlex.quote(f"{root_url}predict")
     asked = {"model_name": version.model_name, "model_version": version.label, "symbol": "BTCUSDT"}
@@ -227,7 +224,7 @@ def predict_command(version: RegisteredVersion, root_url: str) -> str:
     return f"python3 -c '{script}' | curl -s {url} -H 'Content-Type: application/json' -d @-"
 
 
-def input_text(version: RegisteredVersion) -> str:
+def input_text(version: ListedVersion) -> str:
     """What one row is."""
     shape = version.input_shape
     if shape is None or len(shape) == 1:
