@@ -55,6 +55,7 @@ def upgrade() -> None:
         sa.Column("metrics", sa.Text(), nullable=False),
         sa.Column("training_params", sa.Text(), nullable=False),
         sa.Column("tags", sa.Text(), nullable=False),
+        sa.Column("options", sa.Text(), nullable=False),
         sa.Column("content_sha256", sa.Text(), nullable=False),
         sa.Column("size_bytes", sa.Integer(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),

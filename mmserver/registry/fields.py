@@ -17,6 +17,7 @@ Number: TypeAlias = int | float
 MAX_FIELD_BYTES = 256 << 10
 """Of one field as JSON: a list of a hundred versions holds a hundred of each."""
 
+MAX_MODEL_TYPE_CHARS = 100
 MAX_DESCRIPTION_CHARS = 20_000
 MAX_NAME_CHARS = 256
 _MAX_DEPTH = 32
@@ -58,6 +59,16 @@ def checked_description(value: Any, where: str = "description") -> str:
     text = _text(value, where)
     if len(text) > MAX_DESCRIPTION_CHARS:
         raise _invalid(where, f"longer than {MAX_DESCRIPTION_CHARS} characters")
+    return text
+
+
+def checked_model_type(value: Any, where: str = "model_type") -> str | None:
+    """A word or two; None where nothing was said."""
+    if value is None:
+        return None
+    text = _text(value, where)
+    if not 1 <= len(text) <= MAX_MODEL_TYPE_CHARS or not text.isprintable():
+        raise _invalid(where, f"1 to {MAX_MODEL_TYPE_CHARS} printable characters")
     return text
 
 

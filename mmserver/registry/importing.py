@@ -160,17 +160,15 @@ class _VersionDirectory:
             source, converted = self._listed_source(version_fd, listed) if listed else self._found_source(version_fd)
         metadata = self._metadata
         model_type = _text_or_none(metadata.get("model_type"))
-        is_known = model_type in {claim.name for claim in self._store.plugins.model_formats}
-        tags = self._tags({} if is_known or model_type is None else {"model_type": model_type})
         new = NewVersion(
             model_name=self._name,
             label=self._label,
             source=msgspec.structs.replace(source, options=self._object("options")),
-            model_type=model_type if is_known else None,
+            model_type=model_type,
             description=_text_or_none(metadata.get("description")) or "",
             metrics=self._metrics(),
             training_params=self._object("training_params"),
-            tags=tags,
+            tags=self._tags(),
             factors=checked_factors(metadata.get("factors")),
             info=self._object("info"),
             derived_from=_text_or_none(metadata.get("derived_from")),
@@ -264,7 +262,7 @@ class _VersionDirectory:
                 self._notes.append(f"{error}, left out")
         return metrics
 
-    def _tags(self, first: dict[str, str]) -> dict[str, str]:
+    def _tags(self) -> dict[str, str]:
         given = self._metadata.get("tags") or {}
         if isinstance(given, list):
             given = {str(tag): "true" for tag in given}
@@ -272,7 +270,7 @@ class _VersionDirectory:
             given = {"tags": given}
         others = {name: value for name, value in self._metadata.items() if name not in _USED | _DROPPED}
         tags: dict[str, str] = {}
-        for name, value in {**first, **others, **given}.items():
+        for name, value in {**others, **given}.items():
             try:
                 tags |= checked_tags({name: value if isinstance(value, str) else json.dumps(value)})
             except RequestInvalid as error:

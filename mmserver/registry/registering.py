@@ -23,6 +23,7 @@ from mmserver.registry.fields import (
     checked_description,
     checked_factors,
     checked_metrics,
+    checked_model_type,
     checked_object,
     checked_tags,
 )
@@ -56,7 +57,9 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVersion:
-    """A version as it is handed in. `model_type` names the format; None: found by the file's name."""
+    """A version as it is handed in. `model_type` names the format; where it is another word, such as LSTM, or None, the format
+    is found by the file's name.
+    """
 
     model_name: str
     label: str
@@ -159,6 +162,7 @@ def _checked(new: NewVersion) -> NewVersion:
     return replace(
         new,
         source=msgspec.structs.replace(new.source, options=options),
+        model_type=checked_model_type(new.model_type),
         description=checked_description(new.description),
         metrics=checked_metrics(new.metrics),
         training_params=checked_object(new.training_params, "training_params"),
@@ -182,13 +186,14 @@ def _check_files(source: ModelSource) -> None:
 
 
 def _claim(store: Store, new: NewVersion) -> ModelFormat:
-    claim = store.plugins.model_format_for(new.source.file_name, new.model_type)
-    if claim is not None:
-        return claim
-    known = ", ".join(sorted(found.name for found in store.plugins.model_formats))
-    if new.model_type is not None:
-        raise _invalid("model_type", f"{new.model_type[:100]!r} is unknown; known: {known}")
-    raise _invalid("file", f"no format reads {new.source.file_name!r}; name the model_type ({known})")
+    plugins, file_name = store.plugins, new.source.file_name
+    named = None if new.model_type is None else plugins.model_format_for(file_name, new.model_type)
+    claim = named or plugins.model_format_for(file_name)
+    if claim is None:
+        known = ", ".join(sorted(found.name for found in plugins.model_formats))
+        where = "file" if new.model_type is None else "model_type"
+        raise _invalid(where, f"no format reads {file_name!r} by its name; name one as the model_type ({known})")
+    return claim
 
 
 def _invalid(where: str, problem: str) -> RequestInvalid:
@@ -266,7 +271,7 @@ def _insert(
     at = text_from_datetime(now)
     model, is_first = _model_row(connection, new.model_name, at)
     version_id = _insert_version(
-        connection, model, new, content, model_type=claim.name, content_sha256=content_sha256, at=at
+        connection, model, new, content, model_type=new.model_type or claim.name, content_sha256=content_sha256, at=at
     )
     served = serve_what_is_due(connection, model, at, "registered")
     detail = {"version": new.label, "model_type": claim.name, "sha256": content_sha256}
@@ -319,6 +324,7 @@ def _insert_version(
             metrics=_json(new.metrics),
             training_params=_json(new.training_params),
             tags=_json(new.tags),
+            options=_json(new.source.options),
             content_sha256=content_sha256,
             size_bytes=sum(len(data) for data in new.source.files.values()),
             kind=facts.kind,

@@ -51,6 +51,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     input_shape: tuple[int, ...] | None
     factors: tuple[str, ...]
     info: dict[str, Any]
+    options: dict[str, Any]
     derived_from: str | None
     parity: dict[str, Any] | None
     sha256: str
@@ -176,6 +177,7 @@ def _metadata(
         input_shape=version.input_shape,
         factors=version.factors,
         info=info,
+        options=version.options,
         derived_from=version.derived_from,
         parity=version.parity,
         sha256=version.sha256,

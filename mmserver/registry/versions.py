@@ -40,11 +40,13 @@ class ListedVersion:
     label: str
     stage: VersionStage | None
     model_type: str
-    """The name of the format that read it."""
+    """What its owner calls it, else the name of the format that read it."""
     description: str
     metrics: dict[str, Number]
     training_params: dict[str, Any]
     tags: dict[str, str]
+    options: dict[str, Any]
+    """What its format was told when it was registered."""
     sha256: str
     """Over the content that was handed in."""
     size_bytes: int
@@ -214,6 +216,7 @@ def _listed(
         "metrics": decode(row.metrics),
         "training_params": decode(row.training_params),
         "tags": decode(row.tags),
+        "options": decode(row.options),
         "sha256": row.content_sha256,
         "size_bytes": row.size_bytes,
         "kind": row.kind,

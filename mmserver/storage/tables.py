@@ -211,11 +211,12 @@ class RegisteredVersionRow(Row):
     __tablename__ = "registered_versions"
 
     version_id: Mapped[int] = required(Integer, ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
-    model_type: Mapped[str] = required(Text)  # the name of the ModelFormat that read it
+    model_type: Mapped[str] = required(Text)  # what its owner calls it, else the name of the ModelFormat that read it
     description: Mapped[str] = required(Text)
     metrics: Mapped[str] = required(Text)
     training_params: Mapped[str] = required(Text)
     tags: Mapped[str] = required(Text)
+    options: Mapped[str] = required(Text)  # JSON object: what its format was told
     content_sha256: Mapped[str] = required(Text, index=True)  # over the files as they were handed in, and their options
     size_bytes: Mapped[int] = required(Integer)  # of those files
     kind: Mapped[str] = required(Text)  # of the ModelFile, as are the next two; here, so that a list reads no blobs

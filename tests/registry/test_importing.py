@@ -115,10 +115,9 @@ def test_what_is_unknown_of_a_version_becomes_tags(bench: Any, write: Callable[.
     imported(bench, found)
     version = get_version(bench.store, "hybrid", "1.0.0")
     assert version.tags == {
-        "created_at": "2024-01-01", "framework": "torch", "epochs": "3", "layers": "[1, 2]", "model_type": "cnn_lstm",
-        "desk": "fx",
+        "created_at": "2024-01-01", "framework": "torch", "epochs": "3", "layers": "[1, 2]", "desk": "fx",
     }  # fmt: skip
-    assert (version.model_type, version.training_params) == ("tiny", {"rate": 0.1})
+    assert (version.model_type, version.training_params) == ("cnn_lstm", {"rate": 0.1})
 
 
 def test_metrics_that_are_no_numbers_are_left_out_and_named(

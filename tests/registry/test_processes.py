@@ -21,7 +21,7 @@ from mmserver.registry.finding import in_stage, last_served_id
 from mmserver.registry.registering import register_version
 from mmserver.registry.removing import delete_version
 from mmserver.registry.stages import promote, retire, rollback, set_stage
-from mmserver.registry.versions import list_versions
+from mmserver.registry.versions import get_version, list_versions
 from mmserver.storage.data_dir import DataDir
 from mmserver.storage.tables import PromotionRow, RegisteredVersionRow, StageRow, VersionRow
 
@@ -195,7 +195,7 @@ def state(bench: Any) -> dict[str, Any]:
         for version in list_versions(store, model.name):
             with store.database.read() as connection:
                 assert connection.execute(text("SELECT count(*) FROM group_files")).scalar()
-            assert version.group.has_model
+            assert get_version(bench.store, version.model_name, version.label).group.has_model
     return {
         "models": {
             name: (

@@ -247,7 +247,9 @@ def test_the_same_registered_at_once_by_two_is_registered_once(bench: Any, open_
         pytest.param({"factors": "momentum"}, "factors", id="factors as text"),
         pytest.param({"factors": ("momentum", 1, "spread")}, "factors[1]", id="factor named by a number"),
         pytest.param({"derived_from": "0.9.0"}, "derived_from", id="made of what is not there"),
-        pytest.param({"model_type": "torch2"}, "model_type", id="unknown format"),
+        pytest.param({"model_type": "x" * 101}, "model_type", id="a long type"),
+        pytest.param({"model_type": ""}, "model_type", id="an empty type"),
+        pytest.param({"model_type": 5}, "model_type", id="a type that is a number"),
         pytest.param({"files": {"../x": b""}}, "file", id="a file above"),
         pytest.param({"files": {"/etc/x": b""}}, "file", id="a file elsewhere"),
         pytest.param({"files": {"a\\..\\x": b""}}, "file", id="a file elsewhere on Windows"),
@@ -274,7 +276,7 @@ def test_parameters_that_never_end_are_refused(bench: Any) -> None:
 def test_a_file_that_no_format_claims_is_refused_with_the_formats_that_are_there(bench: Any) -> None:
     source = ModelSource(file_name="model.xyz", files={"model.xyz": b"x"})
     new = NewVersion(model_name="hybrid", label="1.0.0", source=source)
-    with pytest.raises(RequestInvalid, match=r"no format reads 'model\.xyz'; name the model_type \(.*tiny"):
+    with pytest.raises(RequestInvalid, match=r"no format reads 'model\.xyz' by its name; name one .*tiny"):
         register_version(bench.store, bench.reader, new, TEST)
 
 

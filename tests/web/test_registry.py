@@ -194,7 +194,7 @@ def test_files_that_do_not_fit_together_are_refused(site: Any, name: str, models
         pytest.param("options", "[" * 100 + "]" * 100, "options", id="deep"),
         pytest.param("factors", '"a"', "factors", id="factors in a text"),
         pytest.param("derived_from", "3.0.0", "derived_from", id="derived from what there is not"),
-        pytest.param("model_type", "abacus", "model_type", id="an unknown format"),
+        pytest.param("model_type", "a\nb", "model_type", id="a type of two lines"),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(

@@ -43,7 +43,7 @@ _UPLOAD: Mapping[str, Any] = {
     "properties": {
         "name": _text("The model's name."),
         "version": _text("The version's label, a semantic version such as `1.1.0`."),
-        "model_type": _text("The format, where the file's name does not say it."),
+        "model_type": _text("What you call it; a format's name where the file's name does not say which it is."),
         "description": _text("What it is, in words."),
         "derived_from": _text("The label of the version that it is another form of."),
         "metrics": _text("JSON: numbers by name."),
