@@ -167,17 +167,23 @@ def test_every_exit_code_is_described() -> None:
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[flask.Flask]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what the pages show is done; there is a `model.json`."""
+    return tmp_path_factory.mktemp("docs")
+
+
+@pytest.fixture(scope="module")
+def app(place: Path) -> Iterator[flask.Flask]:
     """The application with a small model in the place of the demo's: model `demo`, symbol `SP500`."""
     import xgboost
 
-    place = tmp_path_factory.mktemp("docs")
     artifacts = place / "artifacts"
     artifacts.mkdir()
     random = np.random.default_rng(5)
     rows = random.normal(size=(300, 3)).astype(np.float32)
     model = xgboost.XGBRegressor(n_estimators=8, max_depth=3, n_jobs=1).fit(rows, rows[:, 0] * rows[:, 1])
     (artifacts / "SP500_ret_5d_model.pkl").write_bytes(pickle.dumps(model))
+    model.save_model(place / "model.json")
     (artifacts / "SP500_ret_5d_factors.txt").write_text("mom_1d\nmom_2d\nvol_5d\n")
     made = create_app(Settings(data_dir=place / "data", watch_enabled=False, sandbox_workers=1))
     store = made.extensions[RUNTIME_KEY].store
@@ -347,7 +353,11 @@ def python_blocks() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "block"), [pytest.param(*found, id=found[0]) for found in python_blocks()])
-def test_every_python_block_runs_against_a_server(page: str, block: str, address: str) -> None:
+def test_every_python_block_runs_against_a_server(
+    page: str, block: str, address: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(place / "model.json", tmp_path)
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(block.replace("localhost:6300", address), page, "exec"), names)
     assert names
