@@ -116,12 +116,14 @@ class Conversion(msgspec.Struct, frozen=True, kw_only=True):
 class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     """One model as it was handed in to be registered: its files by name, the one that is the model, and what was said of it.
 
-    `options` are JSON values that the format asks for, such as `code` of a torch state dict.
+    `options` are JSON values that the format asks for, such as `code` of a torch state dict. `may_unpickle` says that the setting
+    `allow_unpickling` names this format and that the process is guarded against what a pickle may do; only the core sets it.
     """
 
     file_name: str
     files: dict[str, bytes]
     options: dict[str, Any] = {}
+    may_unpickle: bool = False
 
     @property
     def content(self) -> bytes:

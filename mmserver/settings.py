@@ -148,6 +148,11 @@ class Settings:
         8 * 2**30,
         "The memory of one guarded process that does it; heavy libraries reserve more than they use.",
     )
+    allow_unpickling: tuple[str, ...] = _setting(
+        words_of("sklearn"), (),
+        "Types of models whose pickles are really unpickled when they are registered, which [runs what is in them]"
+        "(operations.md#pickles) in the guarded process.", default_text="none",
+    )  # fmt: skip
     require_sandbox: str = _setting(
         one_of("rlimits-only", "partial", "full"),
         "rlimits-only",

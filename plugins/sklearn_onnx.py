@@ -1,6 +1,10 @@
-"""scikit-learn models saved with skops, made into ONNX; what a file names is looked up in scikit-learn's own list, never run."""
+"""scikit-learn models saved with skops, made into ONNX; what a file names is looked up in scikit-learn's own list, never run.
+
+Pickles run as code, and so only where the operator allows it, in the guarded process.
+"""
 
 import contextlib
+import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -41,17 +45,8 @@ def read_sklearn(source: ModelSource) -> ModelFile:
         A classifier gives `probabilities` (n_rows × n_classes), or `scores` where it has no probabilities; a regressor `prediction`.
     """
     import sklearn
-    import skops.io
 
-    if not source.content.startswith(b"PK"):
-        detail = "a pickle would run as code; save the model with skops: skops.io.dump(model, 'model.skops')"
-        raise Undecodable("unsupported", detail)
-    found = skops.io.get_untrusted_types(data=source.content)
-    unknown = [name for name in found if not _INNER_PARTS.fullmatch(name)]
-    if unknown:
-        detail = f"it holds what is neither scikit-learn's nor numpy's: {', '.join(sorted(unknown))[:300]}"
-        raise Undecodable("forbidden_global", detail)
-    model = _on_one_thread(skops.io.loads(source.content, trusted=found))
+    model = _on_one_thread(_loaded(source))
     kind = _kind(model)
     rows = probe_rows(_n_features(model, source.options))
     with _quiet():
@@ -74,6 +69,43 @@ def read_sklearn(source: ModelSource) -> ModelFile:
         summary={"estimator": type(model).__name__, **_classes(model, kind)},
     )
     return _with_objective(file, model)
+
+
+def _loaded(source: ModelSource) -> Any:
+    if source.content.startswith(b"PK"):
+        return _from_skops(source.content)
+    if source.may_unpickle:
+        return _unpickled(source.content)
+    detail = (
+        "a pickle would run as code; save the model with skops: skops.io.dump(model, 'model.skops'), or have pickles run in the "
+        "guarded process: MMSERVER_ALLOW_UNPICKLING=sklearn, where `mmserver doctor` finds the guard whole"
+    )
+    raise Undecodable("unsupported", detail)
+
+
+def _from_skops(content: bytes) -> Any:
+    import skops.io
+
+    found = skops.io.get_untrusted_types(data=content)
+    unknown = [name for name in found if not _INNER_PARTS.fullmatch(name)]
+    if unknown:
+        detail = f"it holds what is neither scikit-learn's nor numpy's: {', '.join(sorted(unknown))[:300]}"
+        raise Undecodable("forbidden_global", detail)
+    return skops.io.loads(content, trusted=found)
+
+
+def _unpickled(content: bytes) -> Any:
+    """Whatever the file makes, by running it; of another version of scikit-learn it might predict something else."""
+    import joblib
+    from sklearn.exceptions import InconsistentVersionWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InconsistentVersionWarning)
+        try:
+            return joblib.load(io.BytesIO(content))
+        except InconsistentVersionWarning as error:
+            detail = f"it was pickled with scikit-learn {error.original_sklearn_version}, here is {error.current_sklearn_version}"
+            raise Undecodable("wrong_version", f"{detail}; save it there with skops, or train it again") from error
 
 
 def _kind(model: Any) -> str:
@@ -174,6 +206,7 @@ def _quiet() -> Iterator[None]:
 
 def warm_up() -> None:
     """All of scikit-learn, which files name by module, and one conversion."""
+    import joblib
     import skops.io
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import Ridge
@@ -185,13 +218,15 @@ def warm_up() -> None:
     with _quiet():
         all_estimators()
         for model in (make_pipeline(StandardScaler(), Ridge()), RandomForestClassifier(2, max_depth=2)):
-            content = skops.io.dumps(model.fit(rows, labels))
-            read_sklearn(ModelSource(file_name="a.skops", files={"a.skops": content}))
+            pickled = io.BytesIO()
+            joblib.dump(model.fit(rows, labels), pickled)
+            for content in (skops.io.dumps(model), pickled.getvalue()):
+                read_sklearn(ModelSource(file_name="a", files={"a": content}, may_unpickle=True))
 
 
 @hookimpl
 def mmserver_model_formats() -> list[ModelFormat]:
-    """Claims `.skops`; `.joblib` to say why not."""
+    """Claims `.skops`, and `.joblib` for whoever allows that; a `.pkl` has to be named `sklearn`."""
     return [
         ModelFormat(
             name="sklearn",

@@ -260,8 +260,13 @@ def _archived(content: bytes) -> list[str]:
     import zipfile
 
     if not zipfile.is_zipfile(io.BytesIO(content)):
+        if content.startswith(b"PK"):
+            raise Undecodable("torn", "it begins as an archive, and has no end")
         return []
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        # Of a program that is cut, an archive inside of it may be the last that has an end.
+        if content.startswith(b"PK") and min((info.header_offset for info in archive.infolist()), default=0) > 0:
+            raise Undecodable("torn", "it begins as an archive, and has no end")
         damaged = archive.testzip()
         if damaged is not None:
             raise Undecodable("malformed", f"{damaged} is damaged, or was written without its checksum")

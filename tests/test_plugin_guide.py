@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import format_contract
 import msgspec
@@ -150,6 +151,15 @@ def test_the_guide_s_model_format_reads_a_model_that_predicts(tmp_path: Path) ->
     predictor = plugins.load_predictor(model)
     assert predictor is not None
     assert predictor.predict(np.array([[3.0]], np.float32))["prediction"].tolist() == [[19.0]]
+
+
+def test_the_guide_s_code_of_one_s_own_runs_a_file() -> None:
+    (text,) = [text for name, text in blocks("python") if name == "desk_models.py"]
+    module: dict[str, Any] = {}
+    exec(compile(text, "desk_models.py", "exec"), module)
+    predictor = module["line"](b"1 2 3", {"scale": 2})
+    assert predictor.n_features == 3
+    assert predictor.predict(np.array([[1, 1, 1], [0, 0, 1]], np.float32))["prediction"].tolist() == [[12.0], [6.0]]
 
 
 # --- the example ------------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class ModelReader:
             wall_s=settings.conversion_timeout_s,
         )
         self._plugins = plugins
+        self._unpickled = settings.allow_unpickling
         self._idle_s = idle_s
         self._kept: dict[tuple[str, ...], _Kept] = {}
         self._lock = threading.Lock()
@@ -67,8 +68,10 @@ class ModelReader:
         if source.file_name not in source.files:
             detail = f"no file of that name was handed in, only {', '.join(sorted(source.files)) or 'nothing'}"
             raise ArtifactInvalid(file=source.file_name, reason="incomplete", detail=detail)
-        request = ReadRequest(source=source, format_name=claim.name, factors=factors, info=info)
         with self._used(claim.modules) as sandbox:
+            may_unpickle = claim.name in self._unpickled and sandbox.level().refuses_attacks
+            source = msgspec.structs.replace(source, may_unpickle=may_unpickle)
+            request = ReadRequest(source=source, format_name=claim.name, factors=factors, info=info)
             try:
                 answer = sandbox.run(READ_MODEL, msgspec.msgpack.encode(request))
             except WorkerCrashed as error:

@@ -31,6 +31,12 @@ class SandboxLevel(msgspec.Struct, frozen=True):
     name: LevelName
     steps: Mapping[str, str]
 
+    @property
+    def refuses_attacks(self) -> bool:
+        """Whether system calls are filtered, and every attack failed: the code of a stranger can only compute."""
+        refused = [outcome for step, outcome in self.steps.items() if step.startswith("refuses ")]
+        return bool(refused) and self.steps.get("seccomp") == ON and all(outcome == ON for outcome in refused)
+
 
 def probes(steps: Mapping[str, str]) -> dict[str, Callable[[bytes], bytes]]:
     """The jobs that every zygote has for the self-test, by name; `steps` are those of the process that runs them."""

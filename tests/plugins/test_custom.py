@@ -1,6 +1,6 @@
 """Models of any other kind run by what an installed package announces, and by nothing else."""
 
-import sys
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,42 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmserver.errors import Undecodable
+from mmserver.catalog.ingest import IngestedGroup
+from mmserver.errors import ArtifactInvalid, Undecodable
 from mmserver.plugin_loading import Plugins
 from mmserver.plugins import custom
 
-CODE = """
-import numpy as np
-
-
-class Linear:
-    def __init__(self, weights, scale):
-        self.weights, self.scale = weights, np.float32(scale)
-        self.n_features, self.size_bytes = len(weights), 8 * len(weights)
-
-    def predict(self, rows):
-        return {"prediction": (rows @ self.weights * self.scale).reshape(-1, 1)}
-
-
-def linear(content, options):
-    return Linear(np.array(content.split(), dtype=np.float32), options.get("scale", 1))
-"""
-
 
 @pytest.fixture(autouse=True)
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def announced(linear_models: Path) -> Iterator[None]:
     """An installed package that announces a model, and one that is broken."""
-    (tmp_path / "linear_models.py").write_text(CODE)
-    announced = tmp_path / "linear_models-2.1.dist-info"
-    announced.mkdir()
-    (announced / "METADATA").write_text("Metadata-Version: 2.1\nName: linear-models\nVersion: 2.1\n")
-    points = "[mmserver.custom_models]\nlinear = linear_models:linear\nbroken = not_there_at_all:make\n"
-    (announced / "entry_points.txt").write_text(points)
-    monkeypatch.syspath_prepend(str(tmp_path))
     custom._announced.cache_clear()
     yield
     custom._announced.cache_clear()
-    sys.modules.pop("linear_models", None)
 
 
 def test_a_file_is_run_by_what_the_entry_point_makes_of_it(read_model: Callable[..., Any], plugins: Plugins) -> None:
@@ -75,3 +51,33 @@ def test_a_broken_package_breaks_its_own_models_only(read_model: Callable[..., A
     assert read_model("custom", b"1 2", entry_point="linear").n_features == 2
     with pytest.raises(ModuleNotFoundError, match="not_there_at_all"):
         read_model("custom", b"1 2", entry_point="broken")
+
+
+def test_the_guarded_process_runs_it_too_and_keeps_what_it_predicts(
+    read_guarded: Callable[..., IngestedGroup], plugins: Plugins
+) -> None:
+    group = read_guarded(
+        "weights.bin", b"1 2 3 4", model_type="custom", entry_point="linear", input_shape=[2, 2], scale=2
+    )
+    assert (group.dim, group.factors, group.model_content) == (2, ("f0", "f1"), b"1 2 3 4")
+    described = json.loads(group.detail)["model"]
+    assert described["summary"] == {"entry_point": "linear", "options": {"input_shape": [2, 2], "scale": 2}}
+    assert (described["kind"], described["library_version"]) == ("custom", "linear-models 2.1")
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "reason"),
+    [
+        pytest.param(b"1 2 x", {"entry_point": "linear"}, "malformed", id="its-code-raises"),
+        pytest.param(b"", {"entry_point": "linear"}, "malformed", id="nothing"),
+        pytest.param(b"1 2", {"entry_point": "broken"}, "malformed", id="broken-package"),
+        pytest.param(b"1 2", {"entry_point": "os:system"}, "code_unknown", id="not-announced"),
+        pytest.param(b"1 2", {}, "option_missing", id="no-entry-point"),
+    ],
+)
+def test_what_it_cannot_read_is_refused_in_the_guarded_process(
+    read_guarded: Callable[..., IngestedGroup], data: bytes, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ArtifactInvalid) as refusal:
+        read_guarded("weights.bin", data, model_type="custom", **options)
+    assert refusal.value.values["reason"] == reason

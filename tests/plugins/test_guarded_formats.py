@@ -2,63 +2,32 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mmserver.conversion.reading import ModelReader
+from mmserver.catalog.ingest import IngestedGroup
 from mmserver.errors import ArtifactInvalid
-from mmserver.formats import ModelSource
-from mmserver.plugin_loading import load_plugins
 from mmserver.settings import Settings
 
 pytestmark = pytest.mark.slow
-NETS = """
-import torch
-from mmserver import hookimpl
-
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = torch.nn.Conv1d(4, 8, 3, padding=1), torch.nn.BatchNorm1d(8)
-        self.gru, self.lstm = torch.nn.GRU(8, 8, batch_first=True), torch.nn.LSTM(8, 8, 2, batch_first=True)
-        self.head = torch.nn.Linear(8, 3)
-
-    def forward(self, rows):
-        found = torch.relu(self.norm(self.conv(rows.transpose(1, 2)))).transpose(1, 2)
-        return torch.softmax(self.head(self.lstm(self.gru(found)[0])[0].mean(1)), -1)
-
-
-@hookimpl
-def mmserver_load_interpreter(model, info):
-    return None
-"""
 ROWS = np.random.default_rng(0).normal(size=(200, 4))
 RETURNS = ROWS @ [1.0, 2.0, -1.0, 0.0]
 
 
-@pytest.fixture(scope="module")
-def read(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., dict[str, Any]]]:
+@pytest.fixture
+def read(read_guarded: Callable[..., IngestedGroup]) -> Callable[..., dict[str, Any]]:
     """The stored description of the model in a file, read as a server reads it."""
-    directory = tmp_path_factory.mktemp("plugins")
-    (directory / "nets.py").write_text(NETS)
-    settings = Settings(data_dir=tmp_path_factory.mktemp("data"), plugins_dir=directory)
-    plugins = load_plugins()
-    reader = ModelReader(settings, plugins)
 
     def run(name: str, data: bytes, **options: Any) -> dict[str, Any]:
-        claim = plugins.model_format_for(name)
-        assert claim is not None
-        group = reader.read(ModelSource(file_name=name, files={name: data}, options=options), claim, info={})
-        described: dict[str, Any] = json.loads(group.detail)["model"]
+        described: dict[str, Any] = json.loads(read_guarded(name, data, **options).detail)["model"]
         return described
 
-    yield run
-    reader.close()
+    return run
 
 
 def check_agrees(model: dict[str, Any]) -> None:
@@ -67,12 +36,12 @@ def check_agrees(model: dict[str, Any]) -> None:
 
 
 def test_a_torch_network_is_exported_and_a_whole_one_refused(
-    read: Callable[..., dict[str, Any]], tmp_path: Path
+    read: Callable[..., dict[str, Any]], guarded_settings: Settings
 ) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed (the extra torch)")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed (the extra torch)")
-    namespace: dict[str, Any] = {"__name__": "nets"}
-    exec(compile(NETS, "nets.py", "exec"), namespace)
+    assert guarded_settings.plugins_dir is not None
+    namespace = runpy.run_path(str(guarded_settings.plugins_dir / "nets.py"))
     torch.manual_seed(0)
     network, file = namespace["Net"](), io.BytesIO()
     torch.save(network.state_dict(), file)

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,33 +16,22 @@ import msgspec
 import onnx_graphs as graphs
 
 from mmserver.catalog.ingest import INGEST_GROUPS, IngestedGroup, IngestOutcome, IngestRequest, SourceFile
-from mmserver.conversion.reading import ModelReader
 from mmserver.errors import ArtifactInvalid
 from mmserver.formats import ModelFile, ModelSource
 from mmserver.graphs.sessions import open_session
 from mmserver.plugin_loading import Plugins, load_plugins
 from mmserver.sandbox.pool import Sandbox
-from mmserver.settings import Settings, load_settings
+from mmserver.settings import load_settings
 
 Read = Callable[..., IngestedGroup]
 N_MUTATIONS = 60
 
 
-@pytest.fixture(scope="module")
-def reader(plugins: Plugins) -> Iterator[ModelReader]:
-    opened = ModelReader(Settings(conversion_timeout_s=20.0, conversion_memory_bytes=1 << 30), plugins)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def read(reader: ModelReader, plugins: Plugins) -> Read:
-    claim = plugins.model_format_for("model.onnx")
-    assert claim is not None
-
+@pytest.fixture
+def read(read_guarded: Read) -> Read:
     def run(data: bytes, **others: bytes) -> IngestedGroup:
-        files = {"model.onnx": data, **{name.replace("_", "."): content for name, content in others.items()}}
-        return reader.read(ModelSource(file_name="model.onnx", files=files), claim, info={})
+        files = {name.replace("_", "."): content for name, content in others.items()}
+        return read_guarded("model.onnx", data, files=files)
 
     return run
 
