@@ -170,7 +170,7 @@ def post_rollback(model_name: str) -> Response:
 def get_register_page() -> Response:
     """The form that a version is uploaded with."""
     store = current_store()
-    return render_page(
+    response = render_page(
         "register.html",
         model_name=query_text(flask.request, "name") or "",
         derived_from=query_text(flask.request, "derived_from") or "",
@@ -178,6 +178,8 @@ def get_register_page() -> Response:
         max_size=size(store.settings.max_artifact_bytes),
         read_only=store.read_only,
     )
+    response.headers["Cache-Control"] = "private, no-cache"  # of what is never stored, browsers lose what was typed
+    return response
 
 
 def post_register() -> Response:

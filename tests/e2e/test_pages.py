@@ -1,5 +1,6 @@
 """Every page in a real browser: no script needed, nothing from elsewhere, legible to everybody, on a phone too."""
 
+import json
 import os
 import pickle
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+onnx_graphs = pytest.importorskip("onnx_graphs", reason="onnx is not installed (the extra onnx)")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra test)")
 
 FLAGS = [
@@ -22,6 +24,8 @@ FLAGS = [
     "--disable-sync",
 ]
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}}
+REGISTRY = "/api/ml/registry/models"
+FACTORS = ("mom_1h", "vol_1d", "spread", "rsi_14", "gap")
 PHONE = {"width": 375, "height": 800}
 DESKTOP = {"width": 1280, "height": 900}
 PAGES = {
@@ -35,6 +39,17 @@ PAGES = {
     "diff": "/ui/models/pages/diff",
     "diff of the same": "/ui/models/pages/diff?from={last}&to={last}",
     "rollback": "/ui/models/pages/rollback?version={first}",
+    "registered model": "/ui/models/hybrid",
+    "registered model by stage": "/ui/models/hybrid?stage=Archived",
+    "registered version": "/ui/models/hybrid/versions/1.0.0",
+    "version with forms": "/ui/models/net/versions/1.0.0",
+    "compare": "/ui/models/hybrid/compare?version1=1.0.0&version2=1.10.0",
+    "compare the converted": "/ui/models/net/compare?version1=1.0.0&version2=1.0.0%2Bown",
+    "promote": "/ui/models/hybrid/versions/1.10.0/stage?to=Production",
+    "retire what is in production": "/ui/models/hybrid/versions/1.9.0/stage?to=Archived",
+    "roll back production": "/ui/models/hybrid/production/rollback",
+    "pin": "/ui/models/pages/versions/{first}/stage?to=Production",
+    "register": "/ui/register?name=hybrid",
     "venues": "/ui/venues",
     "venue": "/ui/venues/gate-margin",
     "not found": "/ui/models/absent",
@@ -86,9 +101,44 @@ def site(shared_servers: Any, artifacts: Any, tmp_path_factory: pytest.TempPathF
         for n in range(40)
     ]
     (directory / "q.pkl").write_bytes(pickle.dumps(rows))
+    fill_registry(server, artifacts)
     put = server.client.put("/api/venues/gate-margin/quantiles", json={"pkl_path": str(directory / "q.pkl")})
     assert put.status_code == 200
     return server
+
+
+def fill_registry(server: Any, artifacts: Any) -> None:
+    """`hybrid` with versions in every stage and much said of one, `net` with a form that was made and one that was not."""
+    long = {
+        "description": "<b>not bold</b> " * 60 + "y" * 500,
+        "tags": json.dumps({"<i>": "x" * 400, "desk": "equity"}),
+    }
+    for version, model, said in (("1.0.0", 0, long), ("1.9.0", 1, {}), ("1.10.0", 2, {}), ("2.0.0-rc.1", 0, {})):
+        names = [*FACTORS[1:], FACTORS[0]] if version == "1.10.0" else list(FACTORS)
+        metrics = {"ic": 0.03 + model / 1000, "sharpe": -1.25, "a metric with a rather long name " * 3: 12345.678}
+        fields = {
+            "metrics": json.dumps(metrics),
+            "training_params": json.dumps({"eta": model, "deep": {"list": [1, 2]}}),
+        }
+        register(server, "hybrid", version, artifacts.texts[model], factors=json.dumps(names), **fields, **said)
+    for version in ("1.0.0", "1.9.0"):
+        assert server.client.post(f"{REGISTRY}/hybrid/{version}/promote").status_code == 200
+    assert server.client.put(f"{REGISTRY}/hybrid/1.10.0/stage", json={"stage": "Staging"}).status_code == 200
+    content = onnx_graphs.saved(onnx_graphs.recurrent())
+    register(server, "net", "1.0.0", content, "model.onnx", metrics='{"f1": 0.61}')
+    made = server.client.post(
+        f"{REGISTRY}/net/1.0.0/optimize", json={"variants": ["fp32", "int8_dynamic"]}, timeout=300
+    )
+    assert made.status_code == 200, made.text
+    register(server, "net", "1.0.0+own", content, "model.onnx", derived_from="1.0.0", description="again")
+
+
+def register(
+    server: Any, name: str, version: str, content: bytes, file_name: str = "model.json", **fields: str
+) -> None:
+    data = {"name": name, "version": version, **fields}
+    response = server.client.post(REGISTRY, data=data, files={"file": (file_name, content)})
+    assert response.status_code == 201, response.text
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +168,9 @@ def open_page(browser: Any, address: Callable[[str], str]) -> Iterator[Callable[
     yield open_
     for context in contexts:
         context.close()
-    expected = "Failed to load resource: the server responded with a status of 404"
+    expected = tuple(
+        f"Failed to load resource: the server responded with a status of {status}" for status in (400, 404)
+    )
     assert [text for text in complaints if not text.startswith(expected)] == []
     assert asked <= {address("models").removesuffix("/ui/"), "data:"}
 
@@ -159,7 +211,9 @@ def test_dark_and_light_are_two_looks(open_page: Callable[..., Any]) -> None:
     ).evaluate(script)
 
 
-def test_every_page_is_reached_by_links_from_the_first(open_page: Callable[..., Any], site: Any) -> None:
+def test_every_page_is_reached_by_links_from_the_first(
+    open_page: Callable[..., Any], site: Any, address: Callable[[str], str]
+) -> None:
     """All links on all pages lead somewhere, and the pages above are among them."""
     page = open_page("models", java_script_enabled=False)
     pending, seen = [site.url + "/ui/"], set()
@@ -168,14 +222,15 @@ def test_every_page_is_reached_by_links_from_the_first(open_page: Callable[..., 
         if url in seen or "sort=" in url:
             continue
         seen.add(url)
-        answer = site.client.get(url)
+        answer = site.client.get(url, follow_redirects=True)
         assert answer.status_code == 200, url
         if answer.headers["content-type"].startswith("text/html"):
             page.goto(url)
             links = page.locator("a[href]").all()
             pending += [site.url + href for link in links if (href := link.get_attribute("href")).startswith("/")]
     paths = {url.removeprefix(site.url).partition("?")[0] for url in seen}
-    assert {path.partition("?")[0] for name, path in PAGES.items() if "not" not in name} <= paths
+    wanted = {address(name).removeprefix(site.url).partition("?")[0] for name in PAGES if "not" not in name}
+    assert wanted <= paths
 
 
 def test_a_version_is_rolled_back_by_clicking_without_a_script(open_page: Callable[..., Any], site: Any) -> None:
@@ -193,6 +248,71 @@ def test_a_version_is_rolled_back_by_clicking_without_a_script(open_page: Callab
     assert f"the newest version is {newest}" in page.inner_text("main")
     assert site.audit("pages")[-1] == "model.rolled_back"
     assert site.client.post("/api/models/pages/rollback", json={"version": newest}).status_code == 200
+
+
+def test_two_versions_are_ticked_and_compared_without_a_script(open_page: Callable[..., Any]) -> None:
+    page = open_page("registered model", java_script_enabled=False)
+    for label in ("1.10.0", "1.0.0"):
+        page.get_by_role("checkbox", name=f"Compare {label}", exact=True).check()
+    page.get_by_role("button", name="Compare the two").click()
+    assert "1.0.0 and 1.10.0" in page.inner_text("h1")
+    assert "The same factors in another order" in page.inner_text("main")
+
+
+def test_a_version_is_uploaded_promoted_and_rolled_back_by_clicking_without_a_script(
+    open_page: Callable[..., Any], site: Any, artifacts: Any, tmp_path: Path
+) -> None:
+    register(site, "clicked", "1.0.0", artifacts.texts[0])
+    assert site.client.post(f"{REGISTRY}/clicked/1.0.0/promote").status_code == 200
+    page = open_page("register", java_script_enabled=False)
+    file = tmp_path / "model.json"
+    file.write_bytes(artifacts.texts[1])
+    page.get_by_label("Model", exact=True).fill("clicked")
+    page.get_by_label("Version", exact=True).fill("one")
+    page.get_by_label("Model file").set_input_files(file)
+    page.get_by_label("Metrics").fill('{"ic": 0.05}')
+    page.get_by_role("button", name="Register").click()
+    assert "not a semantic version" in page.inner_text("main")
+    page.go_back()
+    assert page.get_by_label("Model", exact=True).input_value() == "clicked", "what was typed is still there"
+    page.get_by_label("Version", exact=True).fill("1.1.0")
+    page.get_by_role("button", name="Register").click()
+    page.wait_for_url("**/ui/models/clicked/versions/1.1.0")
+    assert "0.05000" in page.inner_text("main")
+    page.get_by_role("link", name="Promote 1.1.0").click()
+    page.get_by_role("button", name="Promote 1.1.0").click()
+    page.wait_for_url("**/ui/models/clicked")
+    assert site.item("clicked")["version"] == "1.1.0"
+    page.get_by_role("link", name="Roll back to 1.0.0").click()
+    page.get_by_role("button", name="Roll back to 1.0.0").click()
+    page.wait_for_url("**/ui/models/clicked")
+    assert site.item("clicked")["version"] == "1.0.0"
+    assert site.audit("clicked")[-2:] == ["version.promoted", "version.rolled_back"]
+    assert site.client.post(f"{REGISTRY}/clicked/1.0.0/stage").status_code == 405
+    for version in ("1.1.0", "1.0.0"):
+        site.client.put(f"{REGISTRY}/clicked/{version}/stage", json={"stage": "None"})
+        assert site.client.delete(f"{REGISTRY}/clicked/{version}").status_code == 204
+
+
+def test_a_watched_model_is_pinned_and_unpinned_by_clicking(open_page: Callable[..., Any], site: Any) -> None:
+    page = open_page("pin", java_script_enabled=False)
+    newest = site.item("pages")["version"]
+    page.get_by_role("button", name="Pin").click()
+    page.wait_for_url("**/ui/models/pages")
+    assert site.item("pages")["version"] != newest
+    page.get_by_role("link", name="Unpin it").click()
+    page.get_by_role("button", name="Unpin").click()
+    page.wait_for_url("**/ui/models/pages")
+    assert site.item("pages")["version"] == newest
+
+
+def test_an_upload_of_megabytes_is_taken_by_the_form_and_by_no_other_page(site: Any, artifacts: Any) -> None:
+    """A body beyond what other requests may have reaches the form, which says what is wrong with it."""
+    ours = {"Origin": site.url}
+    files = {"file": ("model.json", b" " * (40 << 20))}
+    taken = site.client.post("/ui/register", data={"name": "big", "version": "1.0.0"}, files=files, headers=ours)
+    assert (taken.status_code, "model.json" in taken.text) == (400, True)
+    assert site.client.get("/api/models/big").status_code == 404
 
 
 def test_the_download_of_a_symbol_page_is_the_payload(open_page: Callable[..., Any], site: Any, tmp_path: Path) -> None:
