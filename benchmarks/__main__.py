@@ -28,6 +28,7 @@ NAMES = (
     "open_loop",
     "many_models",
     "client",
+    "registry",
     "optimizer",
 )
 HEADER_LINES = 2
