@@ -84,6 +84,10 @@ def wrong(source: ModelSource) -> ModelFile:
     return "a model"
 
 
+def telling(source: ModelSource) -> ModelFile:
+    raise Undecodable("malformed", f"may_unpickle is {source.may_unpickle}")
+
+
 def never_warm() -> None:
     raise RuntimeError("no luck today")
 
@@ -92,7 +96,7 @@ def never_warm() -> None:
 def mmserver_model_formats() -> list[ModelFormat]:
     reads = {
         "linear": linear, "converted": converted, "many_probes": many_probes, "shaped": shaped, "hanging": hanging,
-        "crashing": crashing, "greedy": greedy, "prying": prying, "wrong": wrong,
+        "crashing": crashing, "greedy": greedy, "prying": prying, "wrong": wrong, "telling": telling,
     }  # fmt: skip
     formats = [ModelFormat(name=f"odd_{name}", suffixes=(f".{name}",), read=read) for name, read in reads.items()]
     formats.append(ModelFormat(name="odd_cold", suffixes=(".cold",), read=linear, warm_up=never_warm))

@@ -240,3 +240,11 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_nobody_but_the_setting_lets_a_file_be_unpickled(reader: ModelReader, plugins: Plugins) -> None:
+    claim = plugins.model_format_for("a.telling")
+    assert claim is not None
+    source = ModelSource(file_name="a.telling", files={"a.telling": b""}, may_unpickle=True)
+    with pytest.raises(ArtifactInvalid, match="may_unpickle is False"):
+        reader.read(source, claim, info={})

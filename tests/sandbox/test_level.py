@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmserver.errors import Undecodable
-from mmserver.sandbox.level import self_test
+from mmserver.sandbox.level import SandboxLevel, self_test
 
 IS_ROOT = os.geteuid() == 0
 
@@ -192,3 +192,19 @@ def test_without_a_filter_the_other_layers_still_guard(make_sandbox, sandbox) ->
 )
 def test_resource_limits_alone_bound(run_one_layer, expression: str, expected: str) -> None:
     assert run_one_layer("_limit_resources", expression) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        pytest.param({}, True, id="whole"),
+        pytest.param({"namespaces": "unavailable: EPERM"}, True, id="a-step-less"),
+        pytest.param({"seccomp": "unavailable: EINVAL"}, False, id="no-filter"),
+        pytest.param({"refuses open": "unavailable: it was allowed"}, False, id="an-attack-came-through"),
+    ],
+)
+def test_only_where_every_attack_was_refused_a_stranger_s_code_can_just_compute(
+    changed: dict[str, str], expected: bool
+) -> None:
+    steps = {"namespaces": "on", "seccomp": "on", "refuses open": "on", "refuses fork": "on", **changed}
+    assert SandboxLevel("partial", steps).refuses_attacks is expected
