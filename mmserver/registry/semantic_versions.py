@@ -1,6 +1,7 @@
 """Labels of registered versions: semantic versions 2.0.0, and the order in which they come."""
 
 import re
+from functools import lru_cache
 from typing import TypeAlias
 
 import semver
@@ -31,6 +32,7 @@ def check_label(label: str) -> None:
         raise _invalid(label, f"not a semantic version (MAJOR.MINOR.PATCH, no leading zeros); {instead}")
 
 
+@lru_cache(maxsize=16384)
 def precedence(label: str) -> Precedence:
     """What labels sort by: `1.10.0` after `1.9.0`, pre-releases before their release.
 

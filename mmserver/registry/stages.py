@@ -203,15 +203,16 @@ def _move(store: Store, model_name: str, by: Actor, mover: _Mover) -> StagedVers
                     served = serve_what_is_due(connection, model, at, moved.serving_reason)
                 record_audit(connection, at=at, actor=by.name, action=moved.action, target=model_name,
                              detail=moved.detail, request_id=by.request_id)  # fmt: skip
-        if not isinstance(moved, _Move):
-            announce(store, model_name, [])
-            return staged_version(store, model_name, moved.id)
-        label, stage = moved.version.label, moved.stage
-        events = [Event(kind="stage_changed", model_name=model_name, version=label, detail={"stage": stage})]
+            version_id = moved.version.id if isinstance(moved, _Move) else moved.id
+            version = staged_version(connection, model, version_id)
+        events = []
+        if isinstance(moved, _Move):
+            detail = {"stage": moved.stage}
+            events.append(Event(kind="stage_changed", model_name=model_name, version=version.label, detail=detail))
         if served is not None:
             events.append(Event(kind="version_served", model_name=model_name, version=served))
         announce(store, model_name, events)
-        return staged_version(store, model_name, moved.version.id)
+        return version
 
 
 def _put_in_production(

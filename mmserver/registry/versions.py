@@ -13,7 +13,7 @@ from mmserver.catalog.history import PRODUCTION, STAGING
 from mmserver.catalog.loading import load_groups
 from mmserver.catalog.store import Store
 from mmserver.registry.fields import Number
-from mmserver.registry.finding import find_model, find_registered_model, find_version, stages_of_model
+from mmserver.registry.finding import REGISTERED, find_model, find_registered_model, find_version, stages_of_model
 from mmserver.registry.semantic_versions import precedence
 from mmserver.storage.blobs import get_blob
 from mmserver.storage.tables import MembershipRow, OptimizationRow, RegisteredVersionRow, VersionRow
@@ -164,16 +164,24 @@ def get_version(store: Store, model_name: str, reference: str) -> RegisteredVers
         return registered_version(connection, model, find_version(connection, model, reference).id)
 
 
-def staged_version(store: Store, model_name: str, version_id: int) -> StagedVersion:
-    """The version, of a model of either kind."""
+def get_staged_version(store: Store, model_name: str, version_id: int) -> StagedVersion:
+    """The version of that id, of a model of either kind.
+
+    Raises:
+        ModelNotFound
+    """
     with store.database.read() as connection:
-        model = find_model(connection, model_name)
-        if model.kind == "registered":
-            return registered_version(connection, model, version_id)
-        row = connection.execute(select(VersionRow.__table__).where(VersionRow.id == version_id)).one()
-        stage = stages_of_model(connection, model.id).get(version_id)
+        return staged_version(connection, find_model(connection, model_name), version_id)
+
+
+def staged_version(connection: Connection, model: Row[Any], version_id: int) -> StagedVersion:
+    """The version of that id, of a model of either kind."""
+    if model.kind == REGISTERED:
+        return registered_version(connection, model, version_id)
+    row = connection.execute(select(VersionRow.__table__).where(VersionRow.id == version_id)).one()
+    stage = stages_of_model(connection, model.id).get(version_id)
     return WatchedVersion(
-        model_name=model_name,
+        model_name=model.name,
         label=row.label,
         stage=_stage(stage, None),
         created_at=datetime_from_text(row.created_at),

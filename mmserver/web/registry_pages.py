@@ -130,7 +130,7 @@ def get_stage_page(model_name: str, version: str) -> Response:
     model = store.model(model_name)
     found = history.resolve_version(store, model_name, reference_from_text(version))
     to = stages.stage_from_text(required_text(flask.request, "to"))
-    described = versions.staged_version(store, model_name, found.id)
+    described = versions.get_staged_version(store, model_name, found.id)
     return render_page(
         "stage.html",
         model=model,
