@@ -59,7 +59,6 @@ INT8_GATES = Gates(min_class_agreement=0.99)
 GATES: Mapping[Variant, Gates] = MappingProxyType(
     {"fp32": FP32_GATES, "int8_dynamic": INT8_GATES, "int8_static": INT8_GATES}
 )
-_REGRESSION_SHARE_BEYOND = 0.01
 
 
 class Optimised(msgspec.Struct, frozen=True, kw_only=True):
