@@ -1,6 +1,7 @@
 """What a form of a model is judged by: rows, gates, and the report with its verdict.
 
-Class agreement over usual rows alone says little, since most lie far from any other class: some of the rows that are made here
+The class alone never decides: bots act on how sure a model is, and nothing says that the largest of several numbers is a class
+and not the return of a horizon. So every column of every output has to come near, too. Class agreement over usual rows alone says little, since most lie far from any other class: some of the rows that are made here
 lie between two that the source puts into different ones.
 """
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from mmserver.conversion.benchmarking import Timing
 from mmserver.conversion.graph_rewriting import OpenedGraph
-from mmserver.conversion.parity import ParityReport, compared
+from mmserver.conversion.parity import ParityReport, compared, spread_of
 from mmserver.errors import Undecodable
 from mmserver.formats import Conversion, FloatRows
 
@@ -30,7 +31,12 @@ MIN_MIXED_ROWS = 250
 """Rows between two others of different classes: somewhere between them the model changes its mind."""
 BOUNDARY_SHARE = 0.1
 """Of the rows, those that lie closest to another class."""
-_REGRESSION_SHARE_BEYOND = 0.01
+_SHARE_BEYOND = 0.01
+"""Of the rows, those that may have a number further off than a spread allows."""
+PROBABILITY_SPREAD_RATIO, MAX_PROBABILITY_DIFFERENCE = 0.5, 0.1
+"""What a probability may differ by where the rows are of several classes: half of its column's standard deviation, but no more
+than a tenth. It is steep between two classes, where many of the rows lie; yet a small class must not vanish."""
+_SUM_TOLERANCE = 1e-3
 _SEED = 17
 
 
@@ -40,8 +46,8 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True):
     Units:
         max_size_ratio, max_latency_ratio: bytes and p50 for one row, in those of the source.
         max_abs_difference, max_rel_difference: a number may differ by `absolute + relative * |source|`, in no row by more.
-        max_spread_ratio: without max_abs_difference, in standard deviations of the source's outputs over the rows; one row in a
-            hundred may be beyond, and any number where the source puts the rows into several classes, which are judged then.
+        max_spread_ratio: without max_abs_difference, in standard deviations of the source's own column over the rows; one row in
+            a hundred may be beyond. Probabilities of several classes have bounds of their own.
         min_class_agreement: share of rows of the same class, or of the same sign where there is a single output.
     """
 
@@ -131,10 +137,11 @@ def measured(
     form: Optimised, expected: Mapping[str, FloatRows], found: Mapping[str, FloatRows], gates: Gates
 ) -> Optimised:
     """The report with what the outputs say."""
-    agrees = classes_of(expected) == classes_of(found)
+    agrees = _agrees(expected, found)
+    parity = compared(expected, found, tolerance(gates), form.variant, absolutes=_allowed_by_spread(gates, expected))
     return msgspec.structs.replace(
         form,
-        parity=compared(expected, found, tolerance(gates, expected), form.variant),
+        parity=parity,
         class_agreement=float(agrees.mean()),
         boundary_agreement=float(agrees[_near_boundary(expected)].mean()),
         n_not_finite=int((_finite(expected) & ~_finite(found)).sum()),
@@ -147,17 +154,34 @@ def _finite(outputs: Mapping[str, FloatRows]) -> npt.NDArray[np.bool_]:
     return found
 
 
-def tolerance(gates: Gates, expected: Mapping[str, FloatRows], *, source: str = "onnx") -> Conversion:
-    """How near the form has to come to the source's outputs."""
+def tolerance(gates: Gates, *, source: str = "onnx") -> Conversion:
+    """How near the form has to come to the source's outputs, apart from what the spread of each column says."""
     if gates.max_abs_difference is not None:
         return Conversion(source=source, absolute=gates.max_abs_difference, relative=gates.max_rel_difference)
-    has_classes = _deciding(expected).shape[1] > 1 and len(np.unique(classes_of(expected))) > 1
-    return Conversion(
-        source=source,
-        absolute=gates.max_spread_ratio * float(_deciding(expected).std(axis=0).max()),
-        relative=gates.max_rel_difference,
-        max_share_beyond=1.0 if has_classes else _REGRESSION_SHARE_BEYOND,
-    )
+    return Conversion(source=source, absolute=0.0, relative=gates.max_rel_difference, max_share_beyond=_SHARE_BEYOND)
+
+
+def _allowed_by_spread(gates: Gates, expected: Mapping[str, FloatRows]) -> Mapping[str, npt.NDArray[np.float64]] | None:
+    """What each column may differ by; None where the gates say it in numbers."""
+    if gates.max_abs_difference is not None:
+        return None
+    found = {}
+    for name, values in expected.items():
+        spread = spread_of(values)
+        if _holds_probabilities(values):
+            found[name] = np.minimum(MAX_PROBABILITY_DIFFERENCE, PROBABILITY_SPREAD_RATIO * spread)
+        else:
+            found[name] = gates.max_spread_ratio * spread
+    return found
+
+
+def _holds_probabilities(values: FloatRows) -> bool:
+    """Whether each row has the probabilities of several classes, and not always the same of them is the largest."""
+    rows = values[np.isfinite(values).all(axis=1)]
+    if values.shape[1] < 2 or not len(rows) or rows.min() < -_SUM_TOLERANCE:
+        return False
+    sums = rows.sum(axis=1, dtype=np.float64)
+    return bool((np.abs(sums - 1) <= _SUM_TOLERANCE).all()) and len(np.unique(rows.argmax(axis=1))) > 1
 
 
 # --- the rows ----------------------------------------------------------------------------------------------------------
@@ -211,6 +235,17 @@ def classes_of(outputs: Mapping[str, FloatRows]) -> npt.NDArray[np.int64]:
     values = _deciding(outputs)
     found = values.argmax(axis=1) if values.shape[1] > 1 else np.sign(values[:, 0])
     return found.astype(np.int64)
+
+
+def _agrees(expected: Mapping[str, FloatRows], found: Mapping[str, FloatRows]) -> npt.NDArray[np.bool_]:
+    """Which rows have the largest number in the same place, in each output of several; the same sign, where there is none."""
+    wide = [name for name, values in expected.items() if values.shape[1] > 1]
+    agrees: npt.NDArray[np.bool_] = classes_of(expected) == classes_of(found)
+    for name in wide:
+        if name not in found or found[name].shape != expected[name].shape:
+            return np.zeros_like(agrees)
+        agrees &= expected[name].argmax(axis=1) == found[name].argmax(axis=1)
+    return agrees
 
 
 def _usable(rows: FloatRows, source: OpenedGraph) -> FloatRows:

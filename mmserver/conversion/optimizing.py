@@ -224,7 +224,7 @@ class SyncONNXOptimizer:
                 beside={"torch": lambda: torch_outputs(model, shaped[:1])},
                 n_rounds=self._n_rounds,
             )
-        parity = compared(expected, found, tolerance(FP32_GATES, expected, source="torch"), "onnx")
+        parity = compared(expected, found, tolerance(FP32_GATES, source="torch"), "onnx")
         return Comparison(parity, times["torch"], times["onnx"])
 
     def export_and_optimize(

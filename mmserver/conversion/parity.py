@@ -15,7 +15,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     Units:
         max_abs_difference: of numbers that both give, None where one has what the other has not (an output, a shape, a finite
         number). max_rel_difference: the same relative to the source's number, where that is not 0. n_beyond: rows with a
-        number beyond `absolute + relative * |source|`. class_agreement: share of the rows whose largest number is the
+        number beyond `absolute + relative * |source|`. absolute: of the column that may differ most. class_agreement: share of the rows whose largest number is the
         same one, of outputs that are wider than one; None where there is none.
     """
 
@@ -35,7 +35,12 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compared(
-    expected: Mapping[str, FloatRows], found: Mapping[str, FloatRows], conversion: Conversion, target: str
+    expected: Mapping[str, FloatRows],
+    found: Mapping[str, FloatRows],
+    conversion: Conversion,
+    target: str,
+    *,
+    absolutes: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> ParityReport:
     """`found`, which the converted model gives, against `expected`, which its source gave for the same rows.
 
@@ -43,8 +48,11 @@ def compared(
 
     Shapes:
         both: output name → n_rows × width. The converted model may have more outputs; each of `expected` must be there.
+        absolutes: output name → width; what each column may differ by, instead of the one number for all in `conversion`.
     """
     n_rows = len(next(iter(expected.values()), ()))
+    if absolutes is None:
+        absolutes = {name: np.full(np.shape(values)[1], conversion.absolute) for name, values in expected.items()}
     beyond: NDArray[np.bool_] = np.zeros(n_rows, np.bool_)
     absolute, relative, agreements, notes = [0.0], [0.0], [], []
     for name, theirs in expected.items():
@@ -54,7 +62,7 @@ def compared(
             notes.append(f"{name}: the source gives {np.shape(theirs)}, the converted model {what}")
             continue
         distance = _Distance(np.asarray(theirs, np.float64), np.asarray(ours, np.float64))
-        beyond |= distance.is_beyond(conversion)
+        beyond |= distance.is_beyond(absolutes[name], conversion.relative)
         absolute.append(distance.largest_absolute)
         relative.append(distance.largest_relative)
         if np.shape(theirs)[1] > 1:
@@ -69,13 +77,23 @@ def compared(
         max_abs_difference=_finite(max(absolute)) if not notes else None,
         max_rel_difference=_finite(max(relative)) if not notes else None,
         n_beyond=n_beyond,
-        absolute=conversion.absolute,
+        absolute=max((float(allowed.max(initial=0.0)) for allowed in absolutes.values()), default=conversion.absolute),
         relative=conversion.relative,
         max_share_beyond=conversion.max_share_beyond,
         class_agreement=min(agreements) if agreements else None,
         passed=not notes and n_beyond <= conversion.max_share_beyond * n_rows,
         note="; ".join(notes)[:500] or None,
     )
+
+
+def spread_of(values: FloatRows) -> NDArray[np.float64]:
+    """The standard deviation of each column, of its finite numbers; 0 where there is none."""
+    finite = np.isfinite(values)
+    numbers = np.where(finite, values, 0.0).astype(np.float64)
+    counts = np.maximum(finite.sum(axis=0), 1)
+    centred = np.where(finite, numbers - numbers.sum(axis=0) / counts, 0.0)
+    found: NDArray[np.float64] = np.sqrt((centred**2).sum(axis=0) / counts)
+    return found
 
 
 class _Distance:
@@ -92,9 +110,9 @@ class _Distance:
         self.largest_absolute = float(distances.max(initial=0.0))
         self.largest_relative = float(np.where(same, 0.0, shares).max(initial=0.0))
 
-    def is_beyond(self, conversion: Conversion) -> NDArray[np.bool_]:
-        """Which rows have a number beyond the tolerance."""
-        allowed = conversion.absolute + conversion.relative * self._sizes
+    def is_beyond(self, absolute: NDArray[np.float64], relative: float) -> NDArray[np.bool_]:
+        """Which rows have a number beyond the tolerance, of which `absolute` has a number for each column."""
+        allowed = absolute + relative * self._sizes
         within: NDArray[np.bool_] = np.all(self._distances <= allowed, axis=1)
         return ~within
 

@@ -17,7 +17,6 @@ from mmserver.conversion.judging import (
     judged,
     judging_rows,
     measured,
-    tolerance,
 )
 from mmserver.conversion.parity import ParityReport
 from mmserver.errors import Undecodable
@@ -137,11 +136,80 @@ def test_a_single_output_is_judged_by_its_distance_and_its_sign() -> None:
     assert turned.reasons[0].startswith("off: the same class for 97")
 
 
+def verdict(expected: dict[str, Any], found: dict[str, Any]) -> Optimised:
+    gates = Gates(min_class_agreement=0.99)
+    tables = [{name: np.float32(values) for name, values in outputs.items()} for outputs in (expected, found)]
+    return judged(measured(report(), *tables, gates), gates)
+
+
+RANDOM = np.random.default_rng(5)
+SURE = RANDOM.dirichlet((0.3, 0.3, 0.3), size=1000)
+RETURNS = RANDOM.normal(size=(1000, 1)) * 1e-3
+HORIZONS = RANDOM.normal(size=(1000, 3)) * (1e-4, 1e-3, 1e-2)
+NOISE = RANDOM.normal(size=(1000, 3))
+LARGEST = np.eye(3)[SURE.argmax(axis=1)]
+
+
+@pytest.mark.parametrize(
+    ("expected", "found"),
+    [
+        pytest.param(
+            {"probabilities": SURE, "expected_return": RETURNS},
+            {"probabilities": SURE, "expected_return": -RETURNS},
+            id="return-of-the-other-sign",
+        ),
+        pytest.param({"returns": HORIZONS}, {"returns": HORIZONS + 5 * HORIZONS.std()}, id="shifted-returns"),
+        pytest.param(
+            {"output": HORIZONS - (1, 0, 0)},
+            {"output": HORIZONS * (0, 1, 1) - (1, 0, 0)},
+            id="lost-column-that-spreads-less",
+        ),
+        pytest.param({"probabilities": SURE}, {"probabilities": 0.3 * SURE + 0.7 * LARGEST}, id="surer-probabilities"),
+        pytest.param({"probabilities": SURE}, {"probabilities": 0.4 * SURE + 0.2}, id="unsure-probabilities"),
+        pytest.param({"logits": NOISE}, {"logits": NOISE * 4}, id="surer-logits"),
+        pytest.param(
+            {"weights": SURE * 0.01 + (0.3, 0.3, 0.39)},
+            {"weights": np.full((1000, 3), (0.3, 0.3, 0.39)) + 0.01 * LARGEST},
+            id="weights-that-sum-to-one",
+        ),
+    ],
+)
+def test_numbers_that_are_off_are_kept_out_though_the_largest_is_the_same(
+    expected: dict[str, Any], found: dict[str, Any]
+) -> None:
+    made = verdict(expected, found)
+    assert made.class_agreement == 1
+    assert [reason.split(":")[0] for reason in made.reasons] == ["off"]
+
+
+def test_each_of_several_outputs_has_to_decide_alike() -> None:
+    near = SURE[:, :2] / SURE[:, :2].sum(axis=1, keepdims=True)
+    steady = np.tile(np.float32([0.505, 0.495]), (1000, 1)) + NOISE[:, :1] * (0.2, -0.2)
+    moved = steady + np.float32([-0.015, 0.015])
+    made = verdict({"direction": near, "output": steady}, {"direction": near, "output": moved})
+    assert [reason[:20] for reason in made.reasons] == ["off: the same class "]
+
+
+@pytest.mark.parametrize(
+    ("expected", "found"),
+    [
+        pytest.param({"probabilities": SURE}, {"probabilities": 0.97 * SURE + 0.01}, id="probabilities"),
+        pytest.param({"output": NOISE}, {"output": NOISE * 0.98}, id="logits"),
+        pytest.param(
+            {"probabilities": SURE, "expected_return": RETURNS},
+            {"probabilities": SURE, "expected_return": RETURNS * 1.01},
+            id="both",
+        ),
+    ],
+)
+def test_numbers_that_are_near_are_accepted(expected: dict[str, Any], found: dict[str, Any]) -> None:
+    assert verdict(expected, found).reasons == ()
+
+
 def test_where_one_class_wins_everywhere_the_distance_decides() -> None:
     random = np.random.default_rng(0)
     expected = {"y": random.normal(size=(300, 3)).astype(np.float32) * 0.01 + np.float32([0, 0, 9])}
     noise = {"y": random.normal(size=(300, 3)).astype(np.float32) * 0.01 + np.float32([0, 0, 9])}
-    assert tolerance(GATES, expected).max_share_beyond < 1
     found = judged(measured(report(), expected, noise, GATES), GATES)
     assert found.class_agreement == 1
     assert not found.accepted
