@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -42,7 +43,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _FILE_FIELDS = ("model_file", "file_name", "file", "model_path", "file_path", "path")
 """Where other registries' metadata names the model's file."""
 _USED = {"name", "version", "stage", "model_type", "description", "metrics", "training_params", "tags", "factors", "info",
-         "options", "files"}  # fmt: skip
+         "options", "served_options", "files"}  # fmt: skip
 _DROPPED = {"sha256", "size_bytes", "size_mb", "kind", "n_features", "input_shape", "factor_count", "parity", "updated_at",
             "derived_from", "written_for", *_FILE_FIELDS}  # fmt: skip
 """Facts that are found out anew, or are true of that place only."""
@@ -175,15 +176,21 @@ class _VersionDirectory:
         )
         if not metadata:
             self._notes.append(f"no {METADATA}, so nothing is known of it")
-        fallback = None
-        if converted is not None:
-            as_onnx = ModelSource(file_name=CONVERTED, files={CONVERTED: converted})
-            fallback = NewVersion(
-                model_name=new.model_name, label=new.label, source=as_onnx, description=new.description,
-                metrics=new.metrics, training_params=new.training_params, tags=new.tags, factors=new.factors, info=new.info,
-                derived_from=new.derived_from,
-            )  # fmt: skip
-        return Readable(new, fallback, tuple(self._notes))
+        if converted is None:
+            return Readable(new, notes=tuple(self._notes))
+        fallback = self._converted(new, converted)
+        no_fallback = (
+            f"{CONVERTED} cannot take its place: {METADATA} lacks served_options, which say what its outputs mean"
+        )
+        return Readable(new, fallback, tuple(self._notes), no_fallback=no_fallback if fallback is None else "")
+
+    def _converted(self, new: NewVersion, content: bytes) -> NewVersion | None:
+        """The same as it was served; None where nothing says what the graph's outputs mean: its classes might be others."""
+        if not isinstance(self._metadata.get("served_options"), dict):
+            return None
+        options = self._object("served_options")
+        as_onnx = ModelSource(file_name=CONVERTED, files={CONVERTED: content}, options=options)
+        return replace(new, source=as_onnx, model_type=None)
 
     # --- files ------------------------------------------------------------------------------------------------------------
 

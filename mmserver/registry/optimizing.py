@@ -35,6 +35,7 @@ from mmserver.errors import Conflict, Invalid, NotOptimizable, Overloaded, Reque
 from mmserver.formats import ModelSource
 from mmserver.registry.finding import find_registered_model, find_version
 from mmserver.registry.registering import NewVersion, Reader, register_version
+from mmserver.registry.version_files import options_of_graph
 from mmserver.registry.versions import Optimization, RegisteredVersion, get_version
 from mmserver.sandbox.limits import JobLimits
 from mmserver.settings import Settings
@@ -227,13 +228,7 @@ def _registered(
 def _new_version(source: RegisteredVersion, stored: StoredModel, candidate: Candidate) -> NewVersion:
     """The form with everything that decides what its outputs mean, which a graph alone does not say."""
     model, variant = stored.model, candidate.report.variant
-    classes = model.summary.get("classes")
-    options: dict[str, Any] = {
-        "input_shape": list(model.row_shape),
-        "outputs": list(model.summary["graph"]["outputs"]),
-        **({} if classes is None else {"classes": classes}),
-        **({"objective": model.objective} if model.objective else {}),
-    }
+    options = options_of_graph(model.row_shape, model.objective, model.summary)
     return NewVersion(
         model_name=source.model_name,
         label=label_of_form(source.label, variant),

@@ -58,6 +58,8 @@ class Readable:
     new: NewVersion
     fallback: NewVersion | None = None
     notes: Sequence[str] = ()
+    no_fallback: str = ""
+    """Why another form that is there cannot be fallen back to."""
 
 
 class Importer:
@@ -106,7 +108,10 @@ class Importer:
             return register_version(self.store, self._reader, found.new, self._by).is_new, []
         except (RequestInvalid, ArtifactInvalid, ExtraMissing) as error:
             if found.fallback is None:
-                raise
+                if not found.no_fallback:
+                    raise
+                problem = f"{error}; {found.no_fallback}"
+                raise RequestInvalid(problem, errors=[{"loc": "file", "msg": problem}]) from error
             is_new = register_version(self.store, self._reader, found.fallback, self._by).is_new
             source, unreadable = found.fallback.source.file_name, found.new.source.file_name
             return is_new, [f"taken from {source}, because {unreadable} cannot be read here: {error}"]

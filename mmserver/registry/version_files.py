@@ -1,6 +1,7 @@
 """One registered version as files: what was handed in, the converted model beside it, and `metadata.json` that says what they are."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, select
 
+from mmserver.catalog.ingest import GroupRecord
 from mmserver.catalog.stored_models import group_record
 from mmserver.registry.fields import Number
 from mmserver.registry.owned_files import is_beneath, read_file, size_of_file
@@ -52,6 +54,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     factors: tuple[str, ...]
     info: dict[str, Any]
     options: dict[str, Any]
+    served_options: dict[str, Any] | None
+    """What the converted model has to be registered with to mean the same; None where there is none."""
     derived_from: str | None
     parity: dict[str, Any] | None
     sha256: str
@@ -106,10 +110,22 @@ def version_files(connection: Connection, model: Row[Any], version_id: int, writ
         files.append(
             VersionFile(path=CONVERTED, name=CONVERTED, role="converted", sha256=sha256, size_bytes=size_bytes)
         )
-    info = group_record(connection, version.group).info
-    described = _metadata(version, tuple(files), info, written_for)
+    record = group_record(connection, version.group)
+    served_options = _served_options(record) if converted is not None else None
+    described = _metadata(version, tuple(files), record.info, served_options, written_for)
     text = msgspec.json.format(msgspec.json.encode(described), indent=2) + b"\n"
     return VersionFiles(text, described, contents)
+
+
+def options_of_graph(row_shape: Sequence[int], objective: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides what a graph's outputs mean and that it does not say itself, as options of the format onnx."""
+    classes = summary.get("classes")
+    return {
+        "input_shape": list(row_shape),
+        "outputs": list(summary["graph"]["outputs"]),
+        **({} if classes is None else {"classes": classes}),
+        **({"objective": objective} if objective else {}),
+    }
 
 
 def identity_of_directory(version_fd: int) -> Identity | None:
@@ -160,8 +176,20 @@ def _converted(connection: Connection, version: RegisteredVersion, taken: Any) -
     return get_blob(connection, version.group.model_sha256)
 
 
+def _served_options(record: GroupRecord) -> dict[str, Any] | None:
+    model = record.model
+    if model is None:
+        return None
+    row_shape = model.get("input_shape") or [model["n_features"]]
+    return options_of_graph(row_shape, model.get("objective", ""), model["summary"])
+
+
 def _metadata(
-    version: RegisteredVersion, files: tuple[VersionFile, ...], info: dict[str, Any], written_for: str
+    version: RegisteredVersion,
+    files: tuple[VersionFile, ...],
+    info: dict[str, Any],
+    served_options: dict[str, Any] | None,
+    written_for: str,
 ) -> Metadata:
     return Metadata(
         name=version.model_name,
@@ -178,6 +206,7 @@ def _metadata(
         factors=version.factors,
         info=info,
         options=version.options,
+        served_options=served_options,
         derived_from=version.derived_from,
         parity=version.parity,
         sha256=version.sha256,
