@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mmserver.formats import Scalar as Scalar
     from mmserver.graphs.model_file import model_file_from_onnx as model_file_from_onnx
     from mmserver.graphs.model_file import probe_rows as probe_rows
+    from mmserver.graphs.model_file import stated_classes as stated_classes
     from mmserver.graphs.predictor import onnx_predictor as onnx_predictor
     from mmserver.graphs.tidying import content_from_graph as content_from_graph
     from mmserver.graphs.tidying import probes_from_outputs as probes_from_outputs
@@ -84,6 +85,7 @@ TOOLS = {
     "probe_rows": ("mmserver.graphs.model_file", "probe_rows"),
     "probes_from_outputs": ("mmserver.graphs.tidying", "probes_from_outputs"),
     "scikit_learn_attributes": ("mmserver.trees.model_file", "scikit_learn_attributes"),
+    "stated_classes": ("mmserver.graphs.model_file", "stated_classes"),
     "to_jsonable": ("mmserver.inert.jsonable", "to_jsonable"),
     "ubjson_from_model_file": ("mmserver.trees.model_file", "ubjson_from_model_file"),
 }

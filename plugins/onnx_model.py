@@ -15,6 +15,7 @@ from mmserver import (
     hookimpl,
     model_file_from_onnx,
     onnx_predictor,
+    stated_classes,
 )
 
 KIND = "onnx"
@@ -29,15 +30,15 @@ def read_onnx(source: ModelSource) -> ModelFile:
     """A graph, and the weights beside it that it names; `objective` and `classes` say what its outputs mean, where it does not."""
     others = {name: data for name, data in source.files.items() if name != source.file_name}
     options = source.options
-    classes = options.get("classes")
     file = model_file_from_onnx(
         source.content,
         files=others,
         input_shape=options.get("input_shape"),
         outputs=options.get("outputs"),
-        summary={} if classes is None else {"classes": classes},
     )
-    return msgspec.structs.replace(file, objective=str(options.get("objective", "")))
+    classes = stated_classes(options, file.summary["outputs"])
+    summary = {**({} if classes is None else {"classes": classes}), **file.summary}
+    return msgspec.structs.replace(file, objective=str(options.get("objective", "")), summary=summary)
 
 
 def warm_up() -> None:

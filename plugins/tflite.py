@@ -25,6 +25,7 @@ from mmserver import (
     Undecodable,
     hookimpl,
     probe_rows,
+    stated_classes,
 )
 
 KIND = "tflite"
@@ -65,7 +66,7 @@ def read_tflite(source: ModelSource) -> ModelFile:
     rows = probe_rows(runner.n_features)
     outputs = _tried(runner, rows)
     widths = {name: int(values.shape[1]) for name, values in outputs.items()}
-    classes = source.options.get("classes")
+    classes = stated_classes(source.options, widths)
     return ModelFile(
         kind=KIND,
         content=source.content,

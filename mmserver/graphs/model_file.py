@@ -1,5 +1,6 @@
 """An ONNX graph as the model that is stored and served: whole, understood, and tried on rows of its own."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,27 @@ def probe_rows(n_features: int) -> FloatRows:
     return np.ascontiguousarray(rows)
 
 
+def stated_classes(options: Mapping[str, Any], widths: Mapping[str, int]) -> list[str | float] | None:
+    """The option `classes`, names or codes in class order; None where it was not given.
+
+    A list that fits no output would be left unread, and the usual order taken instead: another direction than was meant.
+
+    widths: of each output; where all are one number, that is of the second of two classes.
+
+    Raises:
+        Undecodable: option_invalid: it is no list of different names or codes, as many as an output has classes.
+    """
+    given = options.get("classes")
+    if given is None and "classes" not in options:
+        return None
+    lengths = sorted({width for width in widths.values() if width > 1}) or [2]
+    is_list = isinstance(given, list) and all(map(_is_class, given))
+    if not isinstance(given, list) or not is_list or len(given) not in lengths or len(set(given)) != len(given):
+        detail = f"the option classes is to be a list of {' or '.join(map(str, lengths))} different names or codes, in the order"
+        raise Undecodable("option_invalid", f"{detail} of the output's numbers; it is {given!r}"[:300])
+    return given
+
+
 def _tried(
     session: "onnxruntime.InferenceSession", signature: Signature, rows: FloatRows, *, is_adaptive: bool
 ) -> float | None:
@@ -136,3 +158,9 @@ def _written_by(session: "onnxruntime.InferenceSession") -> dict[str, str]:
 def _listed(rows: FloatRows) -> list[list[float | None]]:
     listed: list[list[float | None]] = rows.tolist()
     return listed
+
+
+def _is_class(value: object) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    return type(value) is int or (type(value) is float and math.isfinite(value))

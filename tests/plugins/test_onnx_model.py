@@ -16,7 +16,7 @@ import msgspec
 import onnx_graphs as graphs
 
 from mmserver.catalog.ingest import INGEST_GROUPS, IngestedGroup, IngestOutcome, IngestRequest, SourceFile
-from mmserver.errors import ArtifactInvalid
+from mmserver.errors import ArtifactInvalid, Undecodable
 from mmserver.formats import ModelFile, ModelSource
 from mmserver.graphs.sessions import open_session
 from mmserver.plugin_loading import Plugins, load_plugins
@@ -40,6 +40,15 @@ def test_a_graph_is_read_under_the_full_guard(read: Read) -> None:
     group = read(graphs.saved(graphs.recurrent(timesteps=6, n_factors=4)))
     assert (group.dim, group.factors) == (4, ("f0", "f1", "f2", "f3"))
     assert json.loads(group.detail)["model"]["input_shape"] == [6, 4]
+
+
+def test_classes_that_fit_no_output_are_refused_and_others_kept(read_model: Callable[..., Any]) -> None:
+    classes, graph = ["BUY", "HOLD", "SELL"], graphs.saved(graphs.dense())
+    assert read_model("onnx", graph, classes=classes).summary["classes"] == classes
+    for unusable in (5, "abc", {"0": "BUY", "1": "HOLD", "2": "SELL"}, classes[:2]):
+        with pytest.raises(Undecodable, match="option classes") as refusal:
+            read_model("onnx", graph, classes=unusable)
+        assert refusal.value.reason == "option_invalid"
 
 
 def test_weights_in_another_file_are_stored_with_the_graph(read: Read) -> None:

@@ -70,6 +70,15 @@ def test_names_that_make_no_sense_are_refused(read_model: Callable[..., Any], na
         read_model("tflite", content("dense"), output_names=names)
 
 
+def test_classes_that_fit_no_output_are_refused_and_others_kept(read_model: Callable[..., Any]) -> None:
+    classes = ["BUY", "HOLD", "SELL"]
+    assert read_model("tflite", content("dense"), classes=classes).summary["classes"] == classes
+    for unusable in (5, "abc", {"0": "BUY", "1": "HOLD", "2": "SELL"}, classes[:2]):
+        with pytest.raises(Undecodable, match="option classes") as refusal:
+            read_model("tflite", content("dense"), classes=unusable)
+        assert refusal.value.reason == "option_invalid"
+
+
 def test_a_quantised_model_that_takes_float_is_served_and_one_that_takes_integers_is_not(
     read_model: Callable[..., Any], plugins: Plugins
 ) -> None:
