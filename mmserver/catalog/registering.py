@@ -2,10 +2,11 @@
 
 import re
 
-from sqlalchemy import delete, insert, update
+from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from mmserver.catalog.catalog import Actor, Model
+from mmserver.catalog.history import PRODUCTION
 from mmserver.catalog.roots import artifact_root
 from mmserver.catalog.store import Store
 from mmserver.catalog.updating import (
@@ -17,11 +18,11 @@ from mmserver.catalog.updating import (
     set_status,
     status_of_content,
 )
-from mmserver.errors import MmserverError, ModelNameTaken, ModelNotFound, NameInvalid, NothingParseable
+from mmserver.errors import MmserverError, ModelNameTaken, ModelNotFound, NameInvalid, NothingParseable, VersionInUse
 from mmserver.formats import Event
 from mmserver.storage.audit import record_audit
 from mmserver.storage.blobs import delete_orphan_blobs
-from mmserver.storage.tables import MembershipRow, ModelRow
+from mmserver.storage.tables import MembershipRow, ModelRow, StageRow, VersionRow
 from mmserver.storage.times import text_from_datetime
 from mmserver.watching.beneath import open_root
 from mmserver.watching.names import ArtifactNames
@@ -70,6 +71,7 @@ def remove_model(store: Store, model_name: str, by: Actor) -> None:
 
     Raises:
         ModelNotFound, ReadOnly
+        VersionInUse: it is registered, and has a version in production.
     """
     store.check_writable()
     store.follow_commits()
@@ -78,6 +80,8 @@ def remove_model(store: Store, model_name: str, by: Actor) -> None:
         model = store.model(model_name)
         at = text_from_datetime(store.now())
         with store.database.write() as connection:
+            if not model.is_watched:
+                _check_nothing_in_production(connection, model)
             if not connection.execute(delete(ModelRow).where(ModelRow.id == model.id)).rowcount:
                 raise ModelNotFound(model_name=model_name)  # another process was quicker
             delete_orphan_blobs(connection)
@@ -94,6 +98,15 @@ def check_name(model_name: str) -> None:
     if not _NAME.fullmatch(model_name):
         reason = "1 to 128 letters, digits, '_', '-' and '.', beginning with a letter, a digit or '_'"
         raise NameInvalid(model_name=model_name[:200], reason=reason)
+
+
+def _check_nothing_in_production(connection: Connection, model: Model) -> None:
+    """Asked in the transaction: another process may just have promoted a version."""
+    query = select(VersionRow.label).join(StageRow, StageRow.version_id == VersionRow.id)
+    label = connection.execute(query.where(StageRow.model_id == model.id, StageRow.stage == PRODUCTION)).scalar()
+    if label is not None:
+        instead = "take it out of production first (stage None)"
+        raise VersionInUse(model_name=model.name, version=label, use="in production", instead=instead)
 
 
 def _reserve(store: Store, model_name: str, root_path: str) -> int:

@@ -145,13 +145,13 @@ def diff(settings: Settings, name: str, from_version: str, to_version: str, as_j
 def remove(settings: Settings, name: str, yes: bool) -> None:
     """Forget a model and its versions; its directory is not touched."""
     from mmserver.catalog.opening import open_store
-    from mmserver.catalog.registering import remove_model
+    from mmserver.registry.removing import delete_model
 
     with open_store(settings, owns_data_dir=False) as store:
         store.model(name)
         if not yes:
             click.confirm(f"Forget {name} with all its versions?", abort=True)
-        remove_model(store, name, _actor())
+        delete_model(store, name, _actor())
 
 
 def _actor() -> Any:

@@ -1,8 +1,9 @@
-"""Removing one version of a registered model, and the model with its last one."""
+"""Removing a model, or one version of a registered model, and the model with its last one."""
 
 from sqlalchemy import delete, select
 
 from mmserver.catalog.catalog import Actor
+from mmserver.catalog.registering import remove_model
 from mmserver.catalog.store import Store
 from mmserver.formats import Event
 from mmserver.registry.changes import announce, serve_what_is_due, touch_model
@@ -13,6 +14,17 @@ from mmserver.storage.audit import record_audit
 from mmserver.storage.blobs import delete_orphan_blobs
 from mmserver.storage.tables import MembershipRow, ModelRow, StageRow, VersionRow
 from mmserver.storage.times import text_from_datetime
+
+
+def delete_model(store: Store, model_name: str, by: Actor) -> None:
+    """Forget a model with all its versions, and what the registry's directory has of it.
+
+    Raises:
+        ModelNotFound, ReadOnly
+        VersionInUse: it is registered, and has a version in production.
+    """
+    remove_model(store, model_name, by)
+    show_change(store, model_name)
 
 
 def delete_version(store: Store, model_name: str, label: str, by: Actor) -> None:

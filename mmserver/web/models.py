@@ -127,10 +127,10 @@ def get_model(model_name: str) -> flask.Response:
 
 @blueprint.delete("/api/models/<model_name>")
 def delete_model(model_name: str) -> flask.Response:
-    """Forget the model; its directory is not touched."""
-    from mmserver.catalog.registering import remove_model
+    """Forget the model; a directory that it was read from is not touched."""
+    from mmserver.registry.removing import delete_model
 
-    remove_model(current_store(), model_name, current_actor())
+    delete_model(current_store(), model_name, current_actor())
     return flask.Response(status=204)
 
 

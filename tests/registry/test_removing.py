@@ -1,15 +1,17 @@
 """Removing one version: it alone goes, and what is served then is what is due."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.history import resolve_version
-from mmserver.errors import ModelNotFound, VersionNotFound
+from mmserver.errors import ModelNotFound, VersionInUse, VersionNotFound
 from mmserver.registry.registering import Registered
-from mmserver.registry.removing import delete_version
-from mmserver.registry.stages import set_stage
+from mmserver.registry.removing import delete_model, delete_version
+from mmserver.registry.stages import promote, set_stage
 from mmserver.registry.versions import get_version, list_models, list_versions
 from mmserver.storage.tables import BlobRow, FactorListRow, GroupRow, MembershipRow, ModelRow, RegisteredVersionRow
 
@@ -96,3 +98,31 @@ def test_when_the_last_that_was_not_retired_is_removed_the_model_is_retired(thre
     set_stage(three.store, "hybrid", "1.10.0", "archived", TEST)
     delete_version(three.store, "hybrid", "1.9.0", TEST)
     assert (three.served, three.model.is_retired) == ("1.10.0", True)
+
+
+def test_a_model_is_not_removed_while_a_version_is_in_production_by_another_process_either(
+    three: Any, open_bench: Callable[..., Any]
+) -> None:
+    other = open_bench()
+    promote(three.store, "hybrid", "1.9.0", TEST)
+    for bench in (three, other):
+        with pytest.raises(VersionInUse, match=r"hybrid 1\.9\.0 is in production; take it out"):
+            delete_model(bench.store, "hybrid", TEST)
+    assert (three.served, len(list_versions(three.store, "hybrid"))) == ("1.9.0", 3)
+    set_stage(three.store, "hybrid", "1.9.0", None, TEST)
+    delete_model(three.store, "hybrid", TEST)
+    assert three.count(ModelRow) == 0
+
+
+def test_a_watched_model_is_removed_although_a_version_is_pinned(bench: Any) -> None:
+    promote(bench.store, "alpha", bench.watch().newest_label, TEST)
+    delete_model(bench.store, "alpha", TEST)
+    assert bench.count(ModelRow) == 0
+
+
+def test_a_removed_model_is_gone_from_the_directory_too(open_bench: Callable[..., Any], tmp_path: Path) -> None:
+    bench = open_bench(registry_dir=tmp_path / "models")
+    bench.register("1.0.0")
+    assert (tmp_path / "models/hybrid/v1.0.0").is_dir()
+    delete_model(bench.store, "hybrid", TEST)
+    assert not (tmp_path / "models/hybrid").exists()

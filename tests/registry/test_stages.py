@@ -373,5 +373,6 @@ def test_a_model_is_removed_with_its_stages_and_promotions(three: Any) -> None:
     promote(three.store, "hybrid", "1.0.0", TEST)
     promote(three.store, "hybrid", "1.9.0", TEST)
     rollback(three.store, "hybrid", TEST)
+    set_stage(three.store, "hybrid", "1.0.0", None, TEST)
     remove_model(three.store, "hybrid", TEST)
     assert [three.count(table) for table in (PromotionRow, StageRow, ServingRow)] == [0, 0, 0]

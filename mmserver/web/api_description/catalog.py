@@ -66,9 +66,9 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "DELETE", "/api/models/<model_name>", "remove_model", MODELS, "Forget a model",
-        description="Its directory is not touched.",
+        description="The directory that it was read from is not touched. A registered model with a version in production is not forgotten.",
         answers=(Answer(204, "The model is forgotten."),),
-        errors=(errors.ModelNotFound, *OF_A_CHANGE),
+        errors=(errors.ModelNotFound, errors.VersionInUse, *OF_A_CHANGE),
     ),
     Operation(
         "POST", "/api/models/<model_name>/refresh", "refresh_model", MODELS, "Look at the directory now",
