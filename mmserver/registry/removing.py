@@ -1,10 +1,13 @@
 """Removing a model, or one version of a registered model, and the model with its last one."""
 
-from sqlalchemy import delete, select
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, select
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.registering import remove_model
 from mmserver.catalog.store import Store
+from mmserver.errors import VersionInUse
 from mmserver.formats import Event
 from mmserver.registry.changes import announce, serve_what_is_due, touch_model
 from mmserver.registry.finding import find_registered_model, find_version
@@ -12,8 +15,10 @@ from mmserver.registry.layout import show_change
 from mmserver.registry.stages import check_not_in_production
 from mmserver.storage.audit import record_audit
 from mmserver.storage.blobs import delete_orphan_blobs
-from mmserver.storage.tables import MembershipRow, ModelRow, StageRow, VersionRow
+from mmserver.storage.tables import MembershipRow, ModelRow, RegisteredVersionRow, StageRow, VersionRow
 from mmserver.storage.times import text_from_datetime
+
+_MAX_NAMED = 5
 
 
 def delete_model(store: Store, model_name: str, by: Actor) -> None:
@@ -32,7 +37,7 @@ def delete_version(store: Store, model_name: str, label: str, by: Actor) -> None
 
     Raises:
         ModelNotFound, WrongModelKind, VersionNotFound, ReadOnly
-        VersionInUse: it is in production.
+        VersionInUse: it is in production, or another version derives from it.
     """
     store.check_writable()
     with store.changing(model_name):
@@ -42,6 +47,7 @@ def delete_version(store: Store, model_name: str, label: str, by: Actor) -> None
             model = find_registered_model(connection, model_name)
             version = find_version(connection, model, label)
             check_not_in_production(connection, model, version)
+            _check_no_source(connection, model, version)
             connection.execute(delete(StageRow).where(StageRow.version_id == version.id))
             connection.execute(
                 delete(MembershipRow).where(MembershipRow.model_id == model.id, MembershipRow.first_seq == version.seq)
@@ -69,3 +75,21 @@ def delete_version(store: Store, model_name: str, label: str, by: Actor) -> None
         if served is not None:
             events.append(Event(kind="version_served", model_name=model_name, version=served))
         announce(store, model_name, events)
+
+
+def _check_no_source(connection: Connection, model: Row[Any], version: Row[Any]) -> None:
+    """Raises VersionInUse for what another version was made of: nothing could tell any more what that comes near to."""
+    derived = (
+        select(VersionRow.label)
+        .join(RegisteredVersionRow, RegisteredVersionRow.version_id == VersionRow.id)
+        .where(
+            VersionRow.model_id == model.id,
+            VersionRow.id != version.id,
+            RegisteredVersionRow.derived_from == version.label,
+        )
+    )
+    labels = connection.execute(derived.order_by(VersionRow.seq)).scalars().all()
+    if labels:
+        named = ", ".join(labels[:_MAX_NAMED]) + (" and others" if len(labels) > _MAX_NAMED else "")
+        use, instead = f"what {named} was made of", "remove that first"
+        raise VersionInUse(model_name=model.name, version=version.label, use=use, instead=instead)

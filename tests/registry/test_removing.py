@@ -126,3 +126,16 @@ def test_a_removed_model_is_gone_from_the_directory_too(open_bench: Callable[...
     assert (tmp_path / "models/hybrid/v1.0.0").is_dir()
     delete_model(bench.store, "hybrid", TEST)
     assert not (tmp_path / "models/hybrid").exists()
+
+
+def test_what_another_version_was_made_of_is_not_removed_before_that(bench: Any) -> None:
+    bench.register("1.0.0")
+    bench.register("1.0.0+int8", 1, derived_from="1.0.0")
+    bench.register("1.0.0", 2, model_name="other")
+    with pytest.raises(VersionInUse, match=r"hybrid 1\.0\.0 is what 1\.0\.0\+int8 was made of; remove that first"):
+        delete_version(bench.store, "hybrid", "1.0.0", TEST)
+    assert [version.label for version in list_versions(bench.store, "hybrid")] == ["1.0.0", "1.0.0+int8"]
+    delete_version(bench.store, "other", "1.0.0", TEST)
+    delete_version(bench.store, "hybrid", "1.0.0+int8", TEST)
+    delete_version(bench.store, "hybrid", "1.0.0", TEST)
+    assert bench.count(ModelRow) == 0
