@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, insert, or_, select
+from sqlalchemy import Connection, Row, delete, func, insert, or_, select
 
 from mmserver.catalog.catalog import Actor, Model, Version
 from mmserver.catalog.store import Store
@@ -13,7 +13,7 @@ from mmserver.errors import PinnedByStage, VersionNotFound
 from mmserver.formats import Event
 from mmserver.storage.audit import record_audit
 from mmserver.storage.blobs import delete_orphan_blobs
-from mmserver.storage.tables import MembershipRow, ServingRow, StageRow, VersionRow
+from mmserver.storage.tables import AuditRow, MembershipRow, PromotionRow, ServingRow, StageRow, VersionRow
 from mmserver.storage.times import datetime_from_text, text_from_datetime
 
 LATEST = "latest"
@@ -21,6 +21,9 @@ PRODUCTION = "production"
 STAGING = "staging"
 CURRENT = (None, LATEST, PRODUCTION)
 """References to what a model serves now, whichever version that is."""
+
+_LEAVING = ("version.staged", "version.unstaged")
+"""What the audit calls it when a version leaves production and no other takes its place; `left` says what it left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ def resolve_version(
 ) -> Version:
     """The version that a label, a stage or `latest` means; with `as_of`, the one that was served at that moment.
 
-    A watched model's latest is what it serves, also after a rollback, and so is what is in production.
+    A watched model's latest is what it serves, also after a rollback, and so is what is in production. What was in staging at an
+    earlier moment is not kept.
 
     Raises:
         ModelNotFound: there is no such model.
@@ -197,8 +201,14 @@ def _served_version_id(connection: Connection, model_id: int) -> int | None:
 def _version_id_as_of(store: Store, model: Model, reference: str | None, as_of: datetime) -> int:
     at = text_from_datetime(as_of)
     missing = VersionNotFound(model_name=model.name, version=f"{reference or LATEST} as of {at}")
+    if reference == STAGING:
+        raise VersionNotFound(
+            model_name=model.name, version=f"in staging as of {at} (only of production it is kept what was there when)"
+        )
     with store.database.read() as connection:
-        if reference in (None, LATEST, PRODUCTION):
+        if reference == PRODUCTION and not model.is_watched:
+            found = _id_in_production_as_of(connection, model, at)
+        elif reference in CURRENT:
             served = connection.execute(
                 select(ServingRow.version_id, ServingRow.version_label)
                 .where(ServingRow.model_id == model.id, ServingRow.since <= at)
@@ -219,6 +229,35 @@ def _version_id_as_of(store: Store, model: Model, reference: str | None, as_of: 
     if found is None:
         raise missing
     return int(found)
+
+
+def _id_in_production_as_of(connection: Connection, model: Model, at: str) -> int | None:
+    """What was promoted last until then, if it was still there.
+
+    What a registered model served does not tell: without anything in production that is its newest version, and a promotion of
+    what is served already changes nothing. When a version left production with no other in its place, only the audit says.
+    """
+    promotion = connection.execute(
+        select(PromotionRow.version_id, PromotionRow.since)
+        .where(PromotionRow.model_id == model.id, PromotionRow.since <= at)
+        .order_by(PromotionRow.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if promotion is None:
+        return None
+    left = select(AuditRow.id).where(
+        AuditRow.target == model.name,
+        AuditRow.action.in_(_LEAVING),
+        AuditRow.at > promotion.since,
+        AuditRow.at <= at,
+        func.json_extract(AuditRow.detail, "$.left") == PRODUCTION,
+    )
+    if connection.execute(left.limit(1)).first() is not None:
+        return None
+    if promotion.version_id is None:
+        raise VersionNotFound(model_name=model.name, version=f"in production as of {at} any more (it was removed)")
+    found: int = promotion.version_id
+    return found
 
 
 def _record_from_row(row: Row[Any], model: Model) -> VersionRecord:
