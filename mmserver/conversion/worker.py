@@ -19,7 +19,17 @@ from mmserver.catalog.proof import array_from_rows, proven_alone
 from mmserver.catalog.symbols import ALL_SYMBOLS
 from mmserver.conversion.parity import ParityReport, compared
 from mmserver.errors import ArtifactInvalid, ExtraMissing, MmserverError, Undecodable
-from mmserver.formats import Conversion, FactorList, FloatRows, ModelFile, ModelFormat, ModelSource, Predictor, Probes
+from mmserver.formats import (
+    Conversion,
+    FactorList,
+    FloatRows,
+    InfoRecord,
+    ModelFile,
+    ModelFormat,
+    ModelSource,
+    Predictor,
+    Probes,
+)
 from mmserver.plugin_loading import Plugins, load_plugins
 
 READ_MODEL = "read_model"
@@ -136,7 +146,7 @@ def _factors(request: ReadRequest, model: ModelFile) -> tuple[str, ...]:
     """Those that were given, else the model's own, else those of the info, else f0, f1, …; they name the last axis of a row.
 
     Raises:
-        ArtifactInvalid: inconsistent_pair, where their number is wrong, or a name that the model has too stands elsewhere in it.
+        ArtifactInvalid: inconsistent_pair, where their number is wrong, the info says otherwise, or a name that the model has too stands elsewhere in it.
     """
     name = request.source.file_name
     facts = facts_from_info(request.info)
@@ -144,7 +154,10 @@ def _factors(request: ReadRequest, model: ModelFile) -> tuple[str, ...]:
     factors = factors_of_group(name, given, model, facts)
     own = model.feature_names
     nameless = msgspec.structs.replace(model, feature_names=None) if given else model
-    check_dimensions(factors=factors, factor_list=given, model_name=name, model=nameless, info=None, facts=facts)
+    info = ("info", InfoRecord(request.info)) if request.info else None
+    if facts.dim == model.n_features:  # of a row that is not flat, some count every number, not its factors
+        facts = msgspec.structs.replace(facts, dim=None)
+    check_dimensions(factors=factors, factor_list=given, model_name=name, model=nameless, info=info, facts=facts)
     if given and own:
         position = {factor: dim for dim, factor in enumerate(factors)}
         for dim, factor in enumerate(own):

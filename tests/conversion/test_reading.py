@@ -82,6 +82,7 @@ def test_factors_name_the_last_axis_of_rows_that_have_several(read: Read) -> Non
     group = read("m.shaped", b"1 2 3 4 5 6", shape=[3, 2], factors=("open", "close"))
     assert (group.dim, group.factors) == (2, ("open", "close"))
     assert (model_of(group)["n_features"], model_of(group)["input_shape"]) == (6, [3, 2])
+    assert read("m.shaped", b"1 2 3 4 5 6", shape=[3, 2], info={"n_features": 6}).dim == 2, "all numbers may be counted"
     refused(read, "malformed", "does not have the 6 inputs", "m.shaped", b"1 2 3 4 5 6", shape=[4, 2])
 
 

@@ -1,6 +1,7 @@
 """What is stored of a model that was read: few probe rows, and the numbers that JSON has."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -46,3 +47,29 @@ def test_a_model_that_no_plugin_runs_is_refused(plugins: Plugins) -> None:
     request = ReadRequest(source=ModelSource(file_name="m", files={"m": b""}), format_name="x")
     with pytest.raises(ArtifactInvalid, match="no plugin runs nobody's models"):
         read_model(request, ModelFormat(name="x", suffixes=(".x",), read=read), plugins)
+
+
+def read_linear(plugins: Plugins, data: bytes, factors: tuple[str, ...] | None, info: dict[str, Any]) -> IngestedGroup:
+    source = ModelSource(file_name="m.linear", files={"m.linear": data})
+    request = ReadRequest(source=source, format_name="odd_linear", factors=factors, info=info)
+    return read_model(request, claim_of(plugins, "m.linear"), plugins)
+
+
+@pytest.mark.parametrize(
+    ("info", "says"),
+    [
+        pytest.param({"features": ["mom", "rsi", "vol"]}, "in another order, first at dim 0", id="other-order"),
+        pytest.param({"features": ["rsi", "mom", "volume"]}, "dim 2 is 'volume'", id="other-name"),
+        pytest.param({"n_features": 4}, "it says dim 4", id="other-number"),
+    ],
+)
+def test_factors_that_the_info_contradicts_are_refused(info: dict[str, Any], says: str, plugins: Plugins) -> None:
+    with pytest.raises(ArtifactInvalid, match=says) as raised:
+        read_linear(plugins, b"1 2 3", ("rsi", "mom", "vol"), info)
+    assert (raised.value.values["file"], raised.value.values["reason"]) == ("info", "inconsistent_pair")
+
+
+def test_factors_that_the_info_has_too_are_taken(plugins: Plugins) -> None:
+    names = ("rsi", "mom", "vol")
+    info = {"features": list(names), "n_features": 3}
+    assert read_linear(plugins, b"1 2 3", names, info).factors == names
