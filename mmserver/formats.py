@@ -101,7 +101,8 @@ class Conversion(msgspec.Struct, frozen=True, kw_only=True):
     """What a converted model was made from; its `probes` then hold the source's own outputs, and the core compares.
 
     Units:
-        absolute, relative: a number of the converted model may differ from the source's by `absolute + relative * |source|`.
+        absolute, relative: a number of the converted model may differ from the source's by `absolute + relative * |source|`;
+        where the source's column has a standard deviation below 1, `absolute` is in that.
         max_share_beyond: share of the probe rows that may have a number beyond it; float32 input moves a few rows of a tree
         model across a split.
     """

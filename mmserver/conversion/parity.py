@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from mmserver.formats import Conversion, FloatRows
 
+_NOISE = 16 * float(np.finfo(np.float32).eps)
+"""What two libraries that add up the same float32 numbers in another order differ by, of a column's largest magnitude."""
+
 
 class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of one comparison; kept with the version and shown beside it.
@@ -44,7 +47,8 @@ def compared(
 ) -> ParityReport:
     """`found`, which the converted model gives, against `expected`, which its source gave for the same rows.
 
-    Two NaN are the same, and so are two infinities of one sign; what only one of them has is beyond every tolerance.
+    Two NaN are the same, and so are two infinities of one sign; what only one of them has is beyond every tolerance. In a column
+    that spreads by less than 1 the absolute part is as much less: 1e-5 is more than most returns of a minute.
 
     Shapes:
         both: output name → n_rows × width. The converted model may have more outputs; each of `expected` must be there.
@@ -52,7 +56,7 @@ def compared(
     """
     n_rows = len(next(iter(expected.values()), ()))
     if absolutes is None:
-        absolutes = {name: np.full(np.shape(values)[1], conversion.absolute) for name, values in expected.items()}
+        absolutes = {name: _scaled_absolute(values, conversion.absolute) for name, values in expected.items()}
     beyond: NDArray[np.bool_] = np.zeros(n_rows, np.bool_)
     absolute, relative, agreements, notes = [0.0], [0.0], [], []
     for name, theirs in expected.items():
@@ -84,6 +88,18 @@ def compared(
         passed=not notes and n_beyond <= conversion.max_share_beyond * n_rows,
         note="; ".join(notes)[:500] or None,
     )
+
+
+def _scaled_absolute(values: FloatRows, absolute: float) -> NDArray[np.float64]:
+    """What each column may differ by: `absolute` for one that spreads by 1 or more, never less than the noise of float32.
+
+    A column of one number only is as wide as that number; one of zeros, as the others of the output.
+    """
+    magnitudes = np.where(np.isfinite(values), np.abs(values), 0.0).astype(np.float64).max(axis=0, initial=0.0)
+    spreads = spread_of(values)
+    widths = np.where(spreads > 0, spreads, np.where(magnitudes > 0, magnitudes, magnitudes.max(initial=0.0)))
+    found: NDArray[np.float64] = np.minimum(absolute, np.maximum(absolute * widths, _NOISE * magnitudes))
+    return found
 
 
 def spread_of(values: FloatRows) -> NDArray[np.float64]:

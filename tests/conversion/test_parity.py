@@ -83,3 +83,39 @@ def test_no_rows_prove_nothing() -> None:
 def test_further_outputs_of_the_converted_model_do_not_matter() -> None:
     out = np.zeros((2, 1), np.float32)
     assert compared({"out": out}, {"out": out, "state": out}, Conversion(source="torch"), "onnx").passed
+
+
+MINUTES = np.random.default_rng(2).normal(size=(500, 1)) * 3e-6
+"""Returns of a minute."""
+CLASSES = np.random.default_rng(3).dirichlet((1, 1, 1), size=500)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        pytest.param(MINUTES, MINUTES * 0, id="zeros"),
+        pytest.param(MINUTES, -MINUTES, id="other-sign"),
+        pytest.param(MINUTES, MINUTES * 1.001, id="a-thousandth-more"),
+        pytest.param(np.hstack([CLASSES, MINUTES]), np.hstack([CLASSES, MINUTES * 0]), id="one-column-of-several"),
+        pytest.param(MINUTES * 0 + 3e-6, MINUTES * 0, id="constant"),
+        pytest.param(MINUTES * 0 + (3e-6, 0), MINUTES * 0 + (3e-6, 3e-6), id="constant-zero-beside-another"),
+        pytest.param(MINUTES[:1], MINUTES[:1] * 2, id="one-row"),
+    ],
+)
+def test_small_numbers_have_to_agree_as_far_as_large_ones(theirs: Any, ours: Any) -> None:
+    for scale in (1.0, 1e4):
+        assert not report(theirs * scale, ours * scale, absolute=1e-5, relative=1e-5).passed
+
+
+def test_noise_of_float32_is_no_difference() -> None:
+    column = np.float32(MINUTES + 1)
+    noisy = column + 4 * np.finfo(np.float32).eps
+    assert report(column.tolist(), noisy.tolist(), absolute=1e-5, relative=0.0).passed
+    assert not report(column.tolist(), (column + 1e-5).tolist(), absolute=1e-5, relative=0.0).passed
+
+
+def test_the_tolerance_is_never_more_than_what_was_said() -> None:
+    large = [[1e6], [-1e6], [0.0]]
+    assert report(large, [[1e6], [-1e6], [1e-5]], absolute=1e-5).absolute == 1e-5
+    assert not report(large, [[1e6], [-1e6], [1e-3]], absolute=1e-5).passed
+    assert not report([[1.0], [2.0]], [[1.0], [2.0000002]], absolute=0.0).passed
