@@ -13,7 +13,9 @@ from mmserver.errors import ExtraMissing, NotConvertible
 from mmserver.formats import FloatRows
 from mmserver.graphs.tidying import content_from_graph
 
-INPUT_NAME, OUTPUT_NAME = "features", "prediction"
+INPUT_NAME = "features"
+OUTPUT_NAME = "output"
+"""It says nothing of what the output means; a lone `prediction` is served as a return."""
 OPSET = 18
 _EXPORTING = threading.Lock()
 """Exporting and its silence change what belongs to the whole process."""

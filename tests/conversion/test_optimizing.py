@@ -228,6 +228,16 @@ def test_a_module_whose_way_depends_on_its_input_cannot_be_exported(torch: Any) 
         SyncONNXOptimizer().export_to_onnx(Branching(), (8,))
 
 
+def test_the_name_of_an_exported_output_makes_no_return_of_it(torch: Any) -> None:
+    from mmserver.serving.output_meanings import meanings_of_outputs
+
+    module = torch.nn.Sequential(torch.nn.Linear(8, 1), torch.nn.Sigmoid())
+    outputs = opened(SyncONNXOptimizer().export_to_onnx(module, (8,))).run(FLAT)
+    widths = {name: values.shape[1] for name, values in outputs.items()}
+    assert widths == {"output": 1}
+    assert meanings_of_outputs("", {}, None, widths) == (None, None)
+
+
 def test_several_outputs_keep_their_order(torch: Any) -> None:
     class Both(torch.nn.Module):  # type: ignore[misc, name-defined]
         def forward(self, rows: Any) -> Any:
@@ -235,8 +245,8 @@ def test_several_outputs_keep_their_order(torch: Any) -> None:
 
     content = SyncONNXOptimizer().export_to_onnx(Both(), (8,))
     assert {name: values.shape for name, values in opened(content).run(FLAT).items()} == {
-        "prediction_0": (300, 1),
-        "prediction_1": (300, 8),
+        "output_0": (300, 1),
+        "output_1": (300, 8),
     }
     assert SyncONNXOptimizer(n_rounds=1).compare_pytorch_onnx(Both(), content, FLAT).parity.passed
 
