@@ -19,6 +19,7 @@ from mmserver.errors import (
     RequestInvalid,
     VersionInvalid,
     VersionNotFound,
+    VersionTaken,
 )
 from mmserver.registry.registering import NewVersion, Reader, register_version
 from mmserver.registry.semantic_versions import check_label, precedence
@@ -106,6 +107,11 @@ class Importer:
     def _register(self, found: Readable) -> tuple[bool, list[str]]:
         try:
             return register_version(self.store, self._reader, found.new, self._by).is_new, []
+        except VersionTaken:
+            if found.fallback is None:
+                raise
+            # An earlier import may have fallen back; any other content is refused here again.
+            return register_version(self.store, self._reader, found.fallback, self._by).is_new, []
         except (RequestInvalid, ArtifactInvalid, ExtraMissing) as error:
             if found.fallback is None:
                 if not found.no_fallback:

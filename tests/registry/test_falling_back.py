@@ -127,3 +127,22 @@ def test_what_can_be_read_needs_no_options_for_its_converted_model(
     metadata.write_text(json.dumps(said))
     done = import_directory(second.store, reader, tmp_path / "models", TEST)
     assert (done.registered, done.skipped) == (["hybrid 1.0.0"], [])
+
+
+def test_a_second_import_finds_unchanged_what_the_first_took_as_onnx(
+    second: Any, reader: ModelReader, imported: Callable[[], TakenOver], tmp_path: Path
+) -> None:
+    imported()
+    n_audited = len(second.audit())
+    for again in (imported(), import_directory(second.store, reader, tmp_path / "models", TEST)):
+        assert (again.unchanged, again.registered, again.skipped) == (["hybrid 1.0.0"], [], [])
+    assert len(second.audit()) == n_audited
+
+
+def test_other_content_under_the_label_is_not_taken_for_the_converted_model(
+    second: Any, imported: Callable[[], TakenOver]
+) -> None:
+    second.register("1.0.0")
+    done = imported()
+    assert (done.unchanged, done.registered) == ([], [])
+    assert "hybrid 1.0.0" in done.skipped[0]
