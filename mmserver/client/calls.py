@@ -1,5 +1,6 @@
 """One call as a value: what is sent, what its answer becomes, and whether it may be sent twice. Nothing here waits."""
 
+import json
 import re
 import urllib.parse
 from collections.abc import Callable, Generator, Mapping
@@ -9,6 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import httpx
 import msgspec
+import numpy as np
 
 from mmserver.client.errors import AnswerInvalid
 from mmserver.client.options import Retries
@@ -79,11 +81,33 @@ def reading(path: str, kind: type[T], **parameters: Parameter) -> Call[T]:
 
 
 def changing(method: str, path: str, kind: type[T], body: Any = None, **parameters: Parameter) -> Call[T]:
-    """Any call that changes something: never sent twice once it can have arrived."""
-    content = b"" if body is None else msgspec.json.encode(body)
+    """Any call that changes something: never sent twice once it can have arrived.
+
+    Raises:
+        ValueError, TypeError: the body has a number that is not finite, or what JSON does not have.
+    """
+    content = b"" if body is None else json_text(body).encode()
     headers = () if body is None else JSON
     decode = json_as(kind)
     return Call(method=method, path=path, query=query(parameters), headers=headers, content=content, decode=decode)
+
+
+def json_text(value: object) -> str:
+    """The value as JSON; numbers of numpy are numbers.
+
+    A number that is not finite is refused: written as null, as other encoders do, it would mean "remove this".
+    """
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is nothing that JSON has")
 
 
 def json_as(kind: type[T]) -> Callable[[httpx.Response], T]:

@@ -15,7 +15,7 @@ from mmserver.client.answers import (
     RegisteredVersion,
     RegisteredVersions,
 )
-from mmserver.client.calls import Blocking, Call, Flow, Upload, changing, json_as, path, reading
+from mmserver.client.calls import Blocking, Call, Flow, Upload, changing, json_as, json_text, path, reading
 
 MODELS = "/api/ml/registry/models"
 ONE = MODELS + "/{}"
@@ -113,9 +113,9 @@ def _sha256(file: Path) -> str:
 
 def _document(key: str, value: object) -> str:
     try:
-        return msgspec.json.encode(value).decode()
+        return json_text(value)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{key}: {error}") from error
+        raise type(error)(f"{key}: {error}") from error
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

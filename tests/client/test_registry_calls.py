@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmserver.client import Conflict, Retries, ServerUnavailable, answers
@@ -65,6 +66,11 @@ def test_a_real_model_is_registered_promoted_compared_rolled_back_and_removed(
     assert compared.metrics_comparison["ic"].diff == pytest.approx(0.1)
     assert (compared.is_same_content, compared.factors_comparison.added) == (False, ())
     assert ask(url, lambda c: c.update_metrics(name, "1.9.0", {"ic": None, "n": 1})).metrics == {"n": 1}
+    for endless in (float("nan"), float("inf"), np.float32("nan")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            ask(url, lambda c, number=endless: c.update_metrics(name, "1.9.0", {"n": number}))
+    of_numpy = {"ic": np.float32(0.25), "n": np.int64(2)}
+    assert ask(url, lambda c: c.update_metrics(name, "1.9.0", of_numpy)).metrics == {"ic": 0.25, "n": 2}
     assert ask(url, lambda c: c.annotate_version(name, "1.9.0", tags={"a": "b"})).tags == {"a": "b"}
     with pytest.raises(Conflict):
         ask(url, lambda c: c.delete_version(name, "1.9.0"))
