@@ -111,15 +111,16 @@ def one_torch_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _evaluating(module: Any) -> Iterator[None]:
-    """Dropout and the like are off meanwhile."""
-    was_training = bool(getattr(module, "training", False))
-    if was_training:
-        module.eval()
+    """Dropout and the like are off meanwhile; each part is left as it was, since a part may be frozen while others train."""
+    parts = list(module.modules()) if callable(getattr(module, "modules", None)) else []
+    were_training = [part.training for part in parts]
     try:
+        if any(were_training):
+            module.eval()
         yield
     finally:
-        if was_training:
-            module.train()
+        for part, was_training in zip(parts, were_training, strict=True):
+            part.training = was_training
 
 
 @contextlib.contextmanager

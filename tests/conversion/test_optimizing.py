@@ -193,6 +193,18 @@ def test_an_export_gives_what_the_module_gives_for_any_number_of_rows(small: Any
     assert torch.get_num_threads() == n_threads
 
 
+@pytest.mark.parametrize("is_training", [True, False])
+def test_an_export_leaves_every_part_of_a_module_as_it_was(torch: Any, is_training: bool) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5))
+    module.train(is_training)
+    module[1].train(not is_training)
+    content = SyncONNXOptimizer().export_to_onnx(module, (8,))
+    assert [part.training for part in module.modules()] == [is_training, is_training, not is_training, is_training]
+    assert SyncONNXOptimizer(n_rounds=1).compare_pytorch_onnx(module, content, FLAT).parity.passed
+    assert module[1].num_batches_tracked == 0, "nothing is learnt from the rows"
+    assert module.training == is_training
+
+
 def test_an_export_says_nothing_of_this_machine(small: Any) -> None:
     content = SyncONNXOptimizer().export_to_onnx(small, (8,))
     assert b".py" not in content
