@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from mmserver.formats import QuantileTable as QuantileTable
     from mmserver.formats import Scalar as Scalar
     from mmserver.graphs.model_file import model_file_from_onnx as model_file_from_onnx
-    from mmserver.graphs.model_file import probe_rows as probe_rows
     from mmserver.graphs.model_file import stated_classes as stated_classes
     from mmserver.graphs.predictor import onnx_predictor as onnx_predictor
+    from mmserver.graphs.probing import probe_rows as probe_rows
+    from mmserver.graphs.probing import probe_rows_at_splits as probe_rows_at_splits
     from mmserver.graphs.tidying import content_from_graph as content_from_graph
     from mmserver.graphs.tidying import probes_from_outputs as probes_from_outputs
     from mmserver.hookspecs import hookimpl as hookimpl
@@ -82,7 +83,8 @@ TOOLS = {
     "model_file_from_document": ("mmserver.trees.model_file", "model_file_from_document"),
     "model_file_from_onnx": ("mmserver.graphs.model_file", "model_file_from_onnx"),
     "onnx_predictor": ("mmserver.graphs.predictor", "onnx_predictor"),
-    "probe_rows": ("mmserver.graphs.model_file", "probe_rows"),
+    "probe_rows": ("mmserver.graphs.probing", "probe_rows"),
+    "probe_rows_at_splits": ("mmserver.graphs.probing", "probe_rows_at_splits"),
     "probes_from_outputs": ("mmserver.graphs.tidying", "probes_from_outputs"),
     "scikit_learn_attributes": ("mmserver.trees.model_file", "scikit_learn_attributes"),
     "stated_classes": ("mmserver.graphs.model_file", "stated_classes"),

@@ -1,6 +1,5 @@
 """CatBoost models on numeric features, saved as `.cbm`, made into ONNX by CatBoost itself."""
 
-import functools
 from typing import Any
 
 from mmserver import (
@@ -13,7 +12,7 @@ from mmserver import (
     content_from_graph,
     hookimpl,
     model_file_from_onnx,
-    probe_rows,
+    probe_rows_at_splits,
     probes_from_outputs,
     to_jsonable,
 )
@@ -56,8 +55,8 @@ def read_catboost(source: ModelSource) -> ModelFile:
         raise NotConvertible(
             target="onnx", reason=f"it takes {len(names)} features, at most {MAX_FEATURES} can be tried"
         )
-    rows, pool = _rows_and_pool()
-    rows = np.ascontiguousarray(rows[:, : len(names)])
+    rows = probe_rows_at_splits(len(names), _splits(model), with_missing=True)
+    pool = catboost.Pool(np.asfortranarray(rows), thread_count=1)  # row after row, it would be read by another thread
     kind = "Probability" if is_classifier else "RawFormulaVal"
     found = np.asarray(model.predict(pool, prediction_type=kind, thread_count=1))
     version = f"catboost {catboost.__version__}"
@@ -90,21 +89,12 @@ def _give_tables(model: Any) -> bool:
     return bool(maps)
 
 
-@functools.cache
-def _rows_and_pool() -> tuple[Any, Any]:
-    """Usual rows, and rows with missing and infinite values, as an array and as CatBoost's; a model takes the first columns.
-
-    Made once, when the process still may start the thread that CatBoost makes a pool with.
-    """
-    import catboost
+def _splits(model: Any) -> list[tuple[int, float]]:
+    """(feature, border) of every border that a tree uses, mixed, so that the first ones are of any feature and size."""
     import numpy as np
 
-    usual = probe_rows(MAX_FEATURES)
-    random = np.random.default_rng(12)
-    holes = np.where(random.random(usual.shape) < 0.3, random.choice([np.nan, np.inf, -np.inf, 0], usual.shape), usual)
-    holes[-1] = np.nan
-    rows = np.ascontiguousarray(np.concatenate([usual, holes]), dtype=np.float32)
-    return rows, catboost.Pool(rows, thread_count=1)
+    found = [(int(feature), float(border)) for feature, borders in model.get_borders().items() for border in borders]
+    return [found[at] for at in np.random.default_rng(13).permutation(len(found))]
 
 
 def warm_up() -> None:

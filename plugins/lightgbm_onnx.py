@@ -15,7 +15,7 @@ from mmserver import (
     decode_pickle,
     hookimpl,
     model_file_from_onnx,
-    probe_rows,
+    probe_rows_at_splits,
     probes_from_outputs,
     records,
     to_jsonable,
@@ -27,7 +27,6 @@ IDENTITY = ("regression", "regression_l1", "huber", "fair", "quantile", "mape", 
 EXPONENTIAL = ("poisson", "gamma", "tweedie")
 LOGISTIC = ("binary", "cross_entropy")
 _ABSOLUTE = _RELATIVE = 1e-6
-_N_SPLIT_ROWS = 64
 _ZERO, _INFINITY = 1.0000000180025095e-35, 1e300
 _ML_OPSET, _OPSET = 3, 18
 
@@ -51,7 +50,7 @@ def read_lightgbm(source: ModelSource) -> ModelFile:
     output, steps = _link(objective, is_sum=not objective)
     names = tuple(dump["feature_names"])
     graph = _graph(trees, dump, output, steps)
-    rows = _rows_at_splits(trees, len(names))
+    rows = probe_rows_at_splits(len(names), _splits(trees), with_missing=True)
     found = np.asarray(booster.predict(rows.astype("float64"), num_iteration=n_iterations, num_threads=1))
     if output == PROBABILITIES and found.ndim == 1:
         found = np.column_stack([1 - found, found])
@@ -221,21 +220,10 @@ def _threshold(node: Mapping[str, Any]) -> float:
     return math.copysign(math.inf, threshold) if abs(threshold) >= _INFINITY else threshold
 
 
-def _rows_at_splits(trees: list[Any], n_features: int) -> Any:
-    """Usual rows, rows with missing and infinite values, and rows on both sides of the first splits."""
-    import numpy as np
-
-    usual = probe_rows(n_features)
-    random = np.random.default_rng(12)
-    holes = np.where(random.random(usual.shape) < 0.3, random.choice([np.nan, np.inf, -np.inf, 0], usual.shape), usual)
-    holes[-1] = np.nan
-    splits = [node for tree in trees for _, node, left, _ in _numbered(tree) if left is not None][:_N_SPLIT_ROWS]
-    at_splits = np.repeat(usual[:1], 3 * len(splits), axis=0)
-    for number, node in enumerate(splits):
-        exact = np.float32(min(max(float(node["threshold"]), -3e38), 3e38))
-        near = (exact, np.nextafter(exact, np.float32(-math.inf)), np.nextafter(exact, np.float32(math.inf)))
-        at_splits[3 * number : 3 * number + 3, node["split_feature"]] = near
-    return np.ascontiguousarray(np.concatenate([usual, holes, at_splits]), dtype=np.float32)
+def _splits(trees: list[Any]) -> list[tuple[int, float]]:
+    """(feature, threshold) of every node, the first trees first."""
+    return [(int(node["split_feature"]), float(node["threshold"]))
+            for tree in trees for _, node, left, _ in _numbered(tree) if left is not None]  # fmt: skip
 
 
 def warm_up() -> None:

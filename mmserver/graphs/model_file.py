@@ -10,6 +10,7 @@ import numpy as np
 from mmserver.errors import Undecodable
 from mmserver.formats import Conversion, FloatRows, ModelFile, Probes
 from mmserver.graphs.external_data import whole_graph
+from mmserver.graphs.probing import probe_rows
 from mmserver.graphs.running import STEP, GraphRunner, batch_difference
 from mmserver.graphs.sessions import open_session, runtime
 from mmserver.graphs.signature import Signature, signature_of
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     import onnxruntime
 
 KIND = "onnx"
-MAX_PROBE_ROWS = 64
-MAX_PROBE_NUMBERS = 1 << 20
 MAX_BATCH_DIFFERENCE = 1e-3
 """Between a row in a batch and the same row alone, relative: more is no rounding, but a graph that mixes rows.
 
@@ -81,23 +80,6 @@ def model_file_from_onnx(
         },
         probes=probes or Probes(rows=_listed(rows), outputs={}),
     )
-
-
-def probe_rows(n_features: int) -> FloatRows:
-    """Rows to try a graph with: usual ones, small and large ones, zeros, one input at a time.
-
-    Shapes:
-        returns: STEP to 64 rows × n_features, float32, always the same.
-    """
-    n_rows = max(STEP, min(MAX_PROBE_ROWS, MAX_PROBE_NUMBERS // n_features))
-    random = np.random.default_rng(11)
-    rows = random.normal(size=(n_rows, n_features)).astype(np.float32)
-    rows[-8:-6] *= 1e-3
-    rows[-6:-4] *= 100
-    rows[-4:-2] = 0
-    rows[-3, random.integers(n_features)] = 1
-    rows[-2:] = random.choice(np.array([-1, 0, 1], np.float32), size=(2, n_features))
-    return np.ascontiguousarray(rows)
 
 
 def stated_classes(options: Mapping[str, Any], widths: Mapping[str, int]) -> list[str | float] | None:

@@ -14,8 +14,9 @@ from onnx import numpy_helper
 
 from mmserver.errors import ExtraMissing, Undecodable
 from mmserver.graphs.external_data import whole_graph
-from mmserver.graphs.model_file import model_file_from_onnx, probe_rows
+from mmserver.graphs.model_file import model_file_from_onnx
 from mmserver.graphs.predictor import onnx_predictor
+from mmserver.graphs.probing import probe_rows
 
 DATA = "model.onnx.data"
 

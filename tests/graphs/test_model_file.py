@@ -11,8 +11,9 @@ import onnx_graphs as graphs
 from onnx import TensorProto, ValueInfoProto, helper
 
 from mmserver.errors import Undecodable
-from mmserver.graphs.model_file import model_file_from_onnx, probe_rows
+from mmserver.graphs.model_file import model_file_from_onnx
 from mmserver.graphs.predictor import onnx_predictor
+from mmserver.graphs.probing import probe_rows
 
 BATCH, N = graphs.BATCH, graphs.N_FEATURES
 ROWS, OUT = {"rows": (TensorProto.FLOAT, [BATCH, N])}, {"out": (TensorProto.FLOAT, [BATCH, N])}

@@ -57,6 +57,24 @@ def test_a_regressor_predicts_the_same_with_missing_values_too(
     assert any(None in row for row in model.probes.rows)
 
 
+def test_trees_on_prices_are_tried_on_both_sides_of_their_splits(
+    read_model: Callable[..., Any], parity: Callable[..., Any], saved: Callable[..., bytes]
+) -> None:
+    shifts = np.random.default_rng(0).normal(size=(200, 4))
+    model = catboost.CatBoostRegressor(**OPTIONS)
+    read = read_model("catboost", saved(model, 50_000 + 300 * shifts, shifts @ [1.0, 2.0, -1.0, 0.0]))
+    assert parity(read).passed
+    rows = np.array(read.probes.rows, dtype=np.float64)
+    borders = {feature: found for feature, found in model.get_borders().items() if found}
+    used = rows[:, list(borders)]
+    ordinary = np.isfinite(used).all(axis=1) & (np.abs(used - 50_000) < 3000).all(axis=1)
+    predictions = np.array(read.probes.outputs["prediction"])[ordinary]
+    assert len(np.unique(predictions)) > 8
+    assert predictions.min() < -1 < 1 < predictions.max()
+    for feature, found in borders.items():
+        assert rows[ordinary][:, feature].min() < min(found) < max(found) < rows[ordinary][:, feature].max()
+
+
 @pytest.mark.parametrize(
     "classes", [pytest.param([0, 1], id="two"), pytest.param(["BUY", "HOLD", "SELL"], id="three-named")]
 )

@@ -15,9 +15,10 @@ from mmserver.errors import NotConvertible, Undecodable
 skops = pytest.importorskip("skops.io", reason="skops is not installed (the extra sklearn)")
 pytest.importorskip("skl2onnx", reason="skl2onnx is not installed (the extra sklearn)")
 
-from sklearn import ensemble, linear_model, pipeline, preprocessing, svm  # noqa: E402  after the skips
+from sklearn import base, ensemble, linear_model, pipeline, preprocessing, svm, tree  # noqa: E402  after the skips
 
 ROWS = np.random.default_rng(0).normal(size=(200, 4))
+PRICES = 50_000 + 300 * ROWS
 RETURNS = ROWS @ [1.0, 2.0, -1.0, 0.0]
 CLASSES = np.array(["SELL", "HOLD", "BUY"])[np.digitize(RETURNS, (-1, 1))]
 
@@ -84,6 +85,50 @@ def test_features_keep_the_names_that_they_were_fitted_with(read_model: Callable
     pandas = pytest.importorskip("pandas", reason="pandas is not installed (the extra test)")
     frame = pandas.DataFrame(ROWS, columns=["w", "x", "y", "z"])
     assert read_model("sklearn", saved(linear_model.Ridge(), rows=frame)).feature_names == ("w", "x", "y", "z")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(ensemble.RandomForestRegressor(10, random_state=0), id="forest"),
+        pytest.param(ensemble.GradientBoostingRegressor(n_estimators=10, random_state=0), id="boosting"),
+        pytest.param(tree.DecisionTreeRegressor(max_depth=4, random_state=0), id="tree"),
+    ],
+)
+@pytest.mark.parametrize(
+    "scaler",
+    [
+        pytest.param(None, id="unscaled"),
+        pytest.param(preprocessing.StandardScaler(), id="standard"),
+        pytest.param(preprocessing.MinMaxScaler(), id="min-max"),
+        pytest.param(preprocessing.RobustScaler(), id="robust"),
+    ],
+)
+def test_trees_on_prices_are_tried_on_both_sides_of_their_splits(
+    read_model: Callable[..., Any], parity: Callable[..., Any], model: Any, scaler: Any
+) -> None:
+    whole = base.clone(model) if scaler is None else pipeline.make_pipeline(scaler, base.clone(model))
+    read = read_model("sklearn", saved(whole, rows=PRICES))
+    assert parity(read).passed
+    predictions = np.array(read.probes.outputs["prediction"])
+    assert len(np.unique(predictions)) > 8
+    assert predictions.min() < -1 < 1 < predictions.max()
+
+
+@pytest.mark.parametrize(
+    "scaler",
+    [
+        pytest.param(preprocessing.StandardScaler(), id="standard"),
+        pytest.param(preprocessing.MinMaxScaler(), id="min-max"),
+        pytest.param(preprocessing.RobustScaler(), id="robust"),
+        pytest.param(preprocessing.MaxAbsScaler(), id="max-abs"),
+    ],
+)
+def test_rows_lie_around_what_the_scaler_was_fitted_with(read_model: Callable[..., Any], scaler: Any) -> None:
+    model = pipeline.make_pipeline(scaler, linear_model.Ridge())
+    scaled = scaler.fit(PRICES).transform(np.array(read_model("sklearn", saved(model, rows=PRICES)).probes.rows))
+    assert np.abs(np.median(scaled, axis=0)).max() < 0.5
+    assert np.all((scaled.std(axis=0) > 0.1) & (np.median(np.abs(scaled), axis=0) < 2))
 
 
 def test_a_step_that_cannot_be_converted_is_refused_by_name(read_model: Callable[..., Any]) -> None:
