@@ -58,12 +58,15 @@ def get_model(model_name: str) -> flask.Response:
     """One model with its versions, newest first; `?stage=` gives those in a stage."""
     text = query_text(flask.request, "stage")
     stage = None if text is None else stages.stage_from_text(text)
-    found = versions.list_versions(current_store(), model_name)
+    store = current_store()
+    store.follow_commits()  # so that what is served and the versions are of one state
+    found = versions.list_versions(store, model_name)
+    model = store.model(model_name)
     wanted = [version for version in found if text is None or version.stage == stage]
     label_by_stage = {version.stage: version.label for version in found}
     body = RegistryModelVersions(
         name=model_name,
-        latest_version=_latest(found),
+        latest_version=None if model.is_retired else model.serving.label,
         production_version=label_by_stage.get("production"),
         staging_version=label_by_stage.get("staging"),
         versions=[item_from_version(version) for version in wanted],
@@ -147,10 +150,3 @@ def reference_from_text(text: str) -> str:
     """Stages in any case, as everywhere here; labels cannot be those words."""
     lowered = text.casefold()
     return lowered if lowered in _REFERENCES else text
-
-
-def _latest(found: list[versions.ListedVersion]) -> str | None:
-    """The version that is served: what is in production, else the newest that was not retired."""
-    served = next((version for version in found if version.stage == PRODUCTION), None)
-    served = served or next((version for version in found if version.stage != "archived"), None)
-    return served.label if served else None

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from mmserver.catalog.catalog import Actor
+from mmserver.catalog.history import append_serving
 from mmserver.catalog.registering import register_model
 from mmserver.storage.audit import AuditEntry, list_audit
+from mmserver.storage.tables import ModelRow, VersionRow
 from mmserver.web.current import MODEL_READER_KEY
 from mmserver.web.registry_bodies import cursor_from_name
 
@@ -353,6 +356,21 @@ def three(site: Any, name: str, models: list[bytes]) -> str:
     for at, version in enumerate(("1.10.0", "1.9.0", "1.10.0-rc.1")):
         registered(site, name, version, models[at], metrics={"ic": at / 10}, training_params={"seed": at})
     return name
+
+
+def test_the_latest_version_is_the_one_that_is_served_in_every_answer(site: Any, three: str) -> None:
+    with site.store.database.write() as connection:
+        row = connection.execute(
+            select(VersionRow).join(ModelRow, ModelRow.id == VersionRow.model_id)
+            .with_only_columns(VersionRow.id, VersionRow.model_id)
+            .where(ModelRow.name == three, VersionRow.label == "1.9.0")
+        ).one()  # fmt: skip
+        append_serving(connection, model_id=row.model_id, version_id=row.id, version_label="1.9.0",
+                       since="2027-01-01T00:00:00.000000Z", reason="promoted")  # fmt: skip
+    site.store.reload_model(three)
+    listed = {item["name"]: item["latest_version"] for item in site.json(ROOT)["items"]}
+    assert site.json(f"{ROOT}/{three}")["latest_version"] == listed[three] == "1.9.0"
+    assert site.json(f"{ROOT}/{three}/latest")["version"] == "1.9.0"
 
 
 def test_versions_come_newest_first_in_the_order_of_semantic_versions(site: Any, three: str) -> None:
