@@ -137,7 +137,7 @@ def _n_features(model: Any, options: Mapping[str, Any]) -> int:
 def _rows(model: Any, n_features: int) -> Any:
     """Around what the first scaler was fitted with, and at the splits of trees where what is before them is computed as in the source.
 
-    Only StandardScaler's conversion computes in double precision: after another, rows at a split rightly take either branch.
+    Only the conversions of StandardScaler and RobustScaler compute in double precision: after another, rows at a split rightly take either branch.
     """
     import numpy as np
 
@@ -146,7 +146,9 @@ def _rows(model: Any, n_features: int) -> Any:
     center, scale = _scaling(first, n_features)
     usual = probe_rows(n_features, center, scale)
     is_exact = not before or (
-        len(before) == 1 and type(first).__name__ == "StandardScaler" and getattr(first, "scale_", None) is not None
+        len(before) == 1
+        and type(first).__name__ in ("RobustScaler", "StandardScaler")
+        and getattr(first, "scale_", None) is not None
     )
     if not is_exact or getattr(_steps(model)[-1], "n_features_in_", None) != n_features:
         return usual
@@ -198,10 +200,10 @@ def _predicted(model: Any, kind: str, rows: Any) -> tuple[str, Any]:
 def _converted(model: Any, n_features: int, *, is_classifier: bool) -> Any:
     import skl2onnx
     from skl2onnx.common.data_types import FloatTensorType
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.preprocessing import RobustScaler, StandardScaler
     from sklearn.svm import LinearSVC
 
-    options: dict[Any, dict[str, Any]] = {StandardScaler: {"div": "div_cast"}}
+    options: dict[Any, dict[str, Any]] = {kind: {"div": "div_cast"} for kind in (RobustScaler, StandardScaler)}
     if is_classifier:
         named = {} if isinstance(_steps(model)[-1], LinearSVC) else {"zipmap": False}
         options[id(model)] = named if hasattr(model, "predict_proba") else {**named, "raw_scores": True}
@@ -211,7 +213,9 @@ def _converted(model: Any, n_features: int, *, is_classifier: bool) -> Any:
     except (NameError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         steps = " → ".join(type(step).__name__ for step in _steps(model))
         raise NotConvertible(target="onnx", reason=f"{steps}: {str(error).partition(chr(10))[0][:200]}") from error
-    _set_means(graph, [step.mean_ for step in _steps(model) if type(step) is StandardScaler and step.with_mean])
+    means = [getattr(step, "mean_" if type(step) is StandardScaler else "center_") for step in _steps(model)
+             if isinstance(step, RobustScaler | StandardScaler)]  # fmt: skip
+    _set_means(graph, [mean for mean in means if mean is not None])
     return graph
 
 

@@ -115,6 +115,14 @@ def test_trees_on_prices_are_tried_on_both_sides_of_their_splits(
     assert predictions.min() < -1 < 1 < predictions.max()
 
 
+def test_prices_that_a_robust_scaler_scales_keep_their_last_digits(
+    read_model: Callable[..., Any], parity: Callable[..., Any]
+) -> None:
+    model = pipeline.make_pipeline(preprocessing.RobustScaler(), linear_model.LogisticRegression())
+    report = parity(read_model("sklearn", saved(model, CLASSES, PRICES)))
+    assert (report.passed, report.max_abs_difference < 1e-6) == (True, True)
+
+
 @pytest.mark.parametrize(
     "scaler",
     [
