@@ -7,7 +7,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -63,7 +63,7 @@ _NO_MISSING = "it takes no missing values, which its source does"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What is to be made. `benchmark`: measure long enough for a p99. `register`: keep what passes as a version.
+    """What is to be made. `benchmark`: measure long enough for a p99. `register`: keep the report, and what passes as a version.
 
     Shapes:
         rows: to judge by, n_rows × n_features; None: made-up ones.
@@ -83,7 +83,7 @@ def optimize_version(
     `readers` gives what a form is read with when it is registered, like any other model.
 
     Returns:
-        the version, with what came of every form that was ever tried
+        the version, with what came of every form that was ever tried; without `register` nothing of this try is kept
 
     Raises:
         ModelNotFound, WrongModelKind, VersionNotFound, ReadOnly
@@ -103,6 +103,7 @@ def optimize_version(
     check_installed()
     with _turn(store):
         stored = stored_model(store.database, source.group)
+        tried: dict[str, Optimization] = {}
         for variant in variants:
             request = _request(stored, variant, wish)
             candidate = candidate_of(request, _limits(store.settings))
@@ -110,8 +111,14 @@ def optimize_version(
             label = None
             if wish.register and report.accepted and candidate.content is not None:
                 label, report = _registered(store, readers, source, stored, Candidate(candidate.content, report), by=by)
-            _keep(store, source, report, label, by)
-    return get_version(store, model_name, source.label)
+            if wish.register:
+                _keep(store, source, report, label, by)
+            else:
+                told = msgspec.to_builtins(report)
+                tried[variant] = Optimization(variant=variant, label=None, report=told, created_at=store.now())
+    found = get_version(store, model_name, source.label)
+    kept = {one.variant: one for one in found.optimizations}
+    return replace(found, optimizations=tuple(one for _, one in sorted({**kept, **tried}.items())))
 
 
 def list_optimizations(store: Store, model_name: str, reference: str) -> Sequence[Optimization]:

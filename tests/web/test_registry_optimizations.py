@@ -156,6 +156,18 @@ def test_without_registering_there_are_reports_only(site: Any, name: str, large:
     [report] = optimize(site, name, "int8_dynamic", register=False)
     assert (report["accepted"], report["version"]) == (True, None)
     assert labels(site, name) == ["1.0.0"]
+    assert site.json(f"{ROOT}/{name}/1.0.0/optimizations")["items"] == []
+
+
+def test_a_try_that_registers_nothing_leaves_what_is_known_of_the_forms_that_are(
+    site: Any, name: str, network: bytes
+) -> None:
+    register(site, name, network)
+    optimize(site, name, "fp32")
+    before = site.json(f"{ROOT}/{name}/1.0.0/optimizations")["items"]
+    optimize(site, name, "fp32", register=False)
+    assert site.json(f"{ROOT}/{name}/1.0.0/optimizations")["items"] == before
+    assert before[0]["version"] == "1.0.0+fp32"
 
 
 def test_real_rows_are_taken_in_the_model_s_shape(site: Any, name: str, network: bytes) -> None:
@@ -177,8 +189,10 @@ def test_a_removed_form_leaves_its_report(site: Any, name: str, network: bytes) 
 def test_reports_go_with_the_version_that_they_are_of(site: Any, name: str, network: bytes) -> None:
     register(site, name, network)
     optimize(site, name, "fp32")
-    assert site.client.delete(f"{ROOT}/{name}/1.0.0").status_code == 204
-    assert labels(site, name) == ["1.0.0+fp32"]
+    register(site, name, network, version="2.0.0")
+    for label in ("1.0.0+fp32", "1.0.0"):
+        assert site.client.delete(f"{ROOT}/{name}/{label}").status_code == 204
+    assert labels(site, name) == ["2.0.0"]
     register(site, name, network)
     assert site.json(f"{ROOT}/{name}/1.0.0/optimizations")["items"] == []
 
