@@ -97,9 +97,7 @@ def imported(settings: Settings, store: Store) -> Iterator[Callable[..., TakenOv
         yield lambda uri, name="hybrid", **more: import_mlflow_model(store, reader, uri, name, TEST, **more)
 
 
-def test_without_mlflow_the_extra_is_named(
-    imported: Callable[..., TakenOver], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_mlflow_the_extra_is_named(imported: Callable[..., TakenOver], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExtraMissing, match=r"mmserver\[mlflow\]"):
         imported("sqlite:///nowhere.db")
