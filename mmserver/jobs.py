@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmserver.catalog.history import apply_retention
 from mmserver.catalog.store import Store
-from mmserver.errors import MmserverError, ModelNotFound
+from mmserver.errors import MmserverError, ModelNotFound, SandboxUnavailable
 from mmserver.storage.audit import list_audit
 from mmserver.storage.lease import Lease
 
@@ -44,6 +44,7 @@ class Jobs:
         self._keep_up: KeepUp | None = None
         self._follow_others: Callable[[], object] | None = None
         self._starting = threading.Thread(target=self._start, name="jobs-start", daemon=True)
+        self._testing = threading.Thread(target=self._test_guard, name="sandbox-test", daemon=True)
         self._looked_at = self._watched_at = time.monotonic()
         self._snapshot_audit_id = -1
         self._stopping = threading.Event()
@@ -59,7 +60,10 @@ class Jobs:
         self._starting.start()
 
     def stop(self) -> None:
-        """Let the job that is running finish, and start no other."""
+        """Let the job that is running finish, and start no other.
+
+        A self-test of the sandbox that is under way is not waited for: it ends with the sandbox.
+        """
         self._stopping.set()
         self._starting.join()
         if self._scheduler is not None:
@@ -140,7 +144,8 @@ class Jobs:
             scheduler.every("retention", RETENTION_INTERVAL_S, self._held("retention", self._retain))
         self._scheduler = scheduler
         scheduler.start()
-        self._contained("sandbox self-test", self._test_sandbox)()
+        if not self._stopping.is_set():
+            self._testing.start()
 
     def _follow(self) -> None:
         self._store.follow_commits()
@@ -161,9 +166,17 @@ class Jobs:
         if self._lease is not None:
             self._holds_lease = self._lease.acquire_or_renew()
 
+    def _test_guard(self) -> None:
+        self._contained("sandbox self-test", self._test_sandbox)()
+
     def _test_sandbox(self) -> None:
-        if not self._store.read_only and self._store.tested_level is None:
+        if self._store.read_only or self._store.tested_level is not None:
+            return
+        try:
             self._store.tested_level = self._store.sandbox.level()
+        except SandboxUnavailable:
+            if not self._stopping.is_set():
+                raise
 
     def _held(self, name: str, job: Callable[[], object]) -> Callable[[], None]:
         contained = self._contained(name, job)

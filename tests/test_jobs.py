@@ -204,6 +204,24 @@ def test_jobs_that_are_stopped_at_once_do_not_start_later(make_jobs: Callable[..
     assert "APScheduler" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_the_end_does_not_wait_for_the_self_test_of_the_sandbox(
+    make_jobs: Callable[..., Jobs], caplog: pytest.LogCaptureFixture
+) -> None:
+    def testing() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "sandbox-test"]
+
+    jobs = make_jobs()
+    jobs.start()
+    assert until(testing)
+    jobs.stop()
+    [thread] = testing()  # it has not even imported what it needs
+    jobs._store.sandbox.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert jobs._store.tested_level is None
+    assert "sandbox" not in caplog.text
+
+
 def test_a_snapshot_that_failed_is_taken_at_the_next_occasion(make_jobs: Callable[..., Jobs], tmp_path: Path) -> None:
     jobs = make_jobs()
     snapshots = tmp_path / "snapshots"
