@@ -47,6 +47,8 @@ from mmserver.watching.settling import Observation
 
 log = logging.getLogger(__name__)
 SCHEDULER = Actor("mmserver")
+_MAX_CONFLICTS = 5
+"""With other processes, before a refresh gives up."""
 _FROZEN = {
     "root_missing": "the directory is not there",
     "root_unreadable": "the directory cannot be read",
@@ -78,8 +80,12 @@ def refresh_model(
 ) -> RefreshResult:
     """Look now, wait until what changed has settled, and serve it. `accept_vanished`: missing files are meant to be gone.
 
+    Where another process, such as a server that watches, publishes a version meanwhile, it is looked again: what is served already
+    is no change.
+
     Raises:
         ModelNotFound, ReadOnly, Overloaded
+        ModelChanged: others publish all the time; nothing was changed.
         StillChanging: files were being written all the time; nothing was changed.
         AmbiguousSymbols: two groups have one symbol; the last good version stays, the model's status is stale.
         DirectoryInvalid: the directory vanished, or most of it: the last good version stays, the status is frozen.
@@ -89,23 +95,12 @@ def refresh_model(
     store.follow_commits()
     watched_root(store.model(model_name))
     with store.changing(model_name):
-        model = store.model(model_name)
-        watch = store.watches.watch(model)
-        try:
-            scan = store.watches.look(model, watch)
-        except (DirectoryInvalid, OutsideRoots) as error:
-            _set_stale(store, model, error)
-            raise
-        scan, observation = settle_now(watch.watcher, scan, wait, store.watches.clock, accept_vanished=accept_vanished)
-        watch.scan = scan
-        rewritten = _rewritten(store, model, watch, scan, observation)
-        result, gathered = _apply(store, model, watch, scan, observation, rewritten=rewritten, by=by)
-        if observation.frozen is not None:
-            raise DirectoryInvalid(root_path=watched_root(model), reason=_frozen_error(observation))
-        if gathered.refused and not result.changed and not gathered.loaded:
-            first = gathered.refused[0]
-            raise ArtifactInvalid(file=first.file, reason=first.reason, detail=first.detail)
-        return result
+        for _ in range(_MAX_CONFLICTS):
+            try:
+                return _refresh(store, model_name, by, accept_vanished=accept_vanished, wait=wait)
+            except ModelChanged:
+                continue  # the watch is made anew, from what the other one published
+        return _refresh(store, model_name, by, accept_vanished=accept_vanished, wait=wait)
 
 
 def poll_model(store: Store, model_name: str) -> RefreshResult | None:
@@ -129,6 +124,29 @@ def poll_model(store: Store, model_name: str) -> RefreshResult | None:
             return _apply(store, model, watch, scan, observation, rewritten=rewritten, by=SCHEDULER)[0]
         except AmbiguousSymbols:
             return None  # said in the model's status, and tried again
+
+
+def _refresh(
+    store: Store, model_name: str, by: Actor, *, accept_vanished: bool, wait: Callable[[float], None]
+) -> RefreshResult:
+    """As `refresh_model`, once; the caller holds the model's lock."""
+    model = store.model(model_name)
+    watch = store.watches.watch(model)
+    try:
+        scan = store.watches.look(model, watch)
+    except (DirectoryInvalid, OutsideRoots) as error:
+        _set_stale(store, model, error)
+        raise
+    scan, observation = settle_now(watch.watcher, scan, wait, store.watches.clock, accept_vanished=accept_vanished)
+    watch.scan = scan
+    rewritten = _rewritten(store, model, watch, scan, observation)
+    result, gathered = _apply(store, model, watch, scan, observation, rewritten=rewritten, by=by)
+    if observation.frozen is not None:
+        raise DirectoryInvalid(root_path=watched_root(model), reason=_frozen_error(observation))
+    if gathered.refused and not result.changed and not gathered.loaded:
+        first = gathered.refused[0]
+        raise ArtifactInvalid(file=first.file, reason=first.reason, detail=first.detail)
+    return result
 
 
 def _apply(

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -467,6 +468,37 @@ def test_two_processes_that_refresh_one_model_at_once_lose_and_double_nothing(pr
     for store in stores:
         store.follow_commits()
     assert stores[0].model("alpha").serving.sha256 == stores[1].model("alpha").serving.sha256
+
+
+def test_a_refresh_that_another_process_was_quicker_with_finds_it_served(prepared: Prepared) -> None:
+    prepared.reset()
+    prepared.opened.artifacts.write_group("BTC_ret_1h", 0)
+    first, second = prepared.open(watch_debounce_s=0.01), prepared.open()
+    quicker: list[str] = []
+
+    def wait(seconds: float) -> None:
+        if not quicker:
+            quicker.append(refresh_model(second, "alpha", TEST).version)
+        time.sleep(seconds)
+
+    result = refresh_model(first, "alpha", TEST, wait=wait)
+    assert ([result.version], result.changed) == (quicker, False)
+    assert [version.label for version in list_versions(first, "alpha", 1)] == quicker
+
+
+def test_a_refresh_takes_what_came_after_the_version_that_another_process_was_quicker_with(prepared: Prepared) -> None:
+    prepared.reset()
+    first, second = prepared.open(watch_debounce_s=0.01), prepared.open()
+    quicker: list[str] = []
+
+    def wait(seconds: float) -> None:
+        if not quicker:
+            quicker.append(refresh_model(second, "alpha", TEST).version)
+            prepared.opened.artifacts.write_group("NEW_ret_1h", 2)
+        time.sleep(seconds)
+
+    result = refresh_model(first, "alpha", TEST, wait=wait)
+    assert ([result.previous_version], result.added) == (quicker, ("NEW_ret_1h",))
 
 
 def test_what_another_process_did_is_followed_and_not_fought(prepared: Prepared) -> None:
