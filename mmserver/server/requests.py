@@ -189,11 +189,7 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
         lowered = head.lower()
         if b"\r\ntransfer-encoding:" in lowered and not _CHUNKED.search(lowered) and not _OTHER_CODING.search(lowered):
             raise RequestRefused(HTTPStatus.BAD_REQUEST, "Transfer-Encoding is not just chunked")
-        try:
-            super().parse_header(head)
-        except ValueError as error:  # Python's own, of a length of thousands of digits or a bracket in an address
-            detail = "its address, or the length of its body, cannot be read"
-            raise RequestRefused(HTTPStatus.BAD_REQUEST, detail) from error
+        self._parse_as_waitress(head)
         if self.version not in ("1.0", "1.1"):
             status = HTTPStatus.HTTP_VERSION_NOT_SUPPORTED if self.version else HTTPStatus.BAD_REQUEST
             raise RequestRefused(status)
@@ -214,6 +210,13 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
             )
         if self.expect_continue and not self.chunked and not self.content_length:
             self.expect_continue = False  # nothing is held back, and waitress would wait for it
+
+    def _parse_as_waitress(self, head: bytes) -> None:
+        try:
+            super().parse_header(head)
+        except ValueError as error:  # Python's own, of a length of thousands of digits or a bracket in an address
+            detail = "its address, or the length of its body, cannot be read"
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, detail) from error
 
     def _check_host(self) -> None:
         host = self.headers.get("HOST")
