@@ -6,6 +6,7 @@ from mmserver.client.answers import Prediction as Prediction
 from mmserver.client.async_client import ModelClient as ModelClient
 from mmserver.client.downloads import ModelDownload as ModelDownload
 from mmserver.client.errors import AnswerInvalid as AnswerInvalid
+from mmserver.client.errors import ClientClosed as ClientClosed
 from mmserver.client.errors import ClientError as ClientError
 from mmserver.client.errors import Conflict as Conflict
 from mmserver.client.errors import DeadlineExceeded as DeadlineExceeded

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -14,41 +14,72 @@ from mmserver.client.calls import Blocking, Call, Flow, Found, Pause, Step
 from mmserver.client.errors import ClientError, DeadlineExceeded, ServerUnavailable, error_from_httpx
 from mmserver.client.methods import AsyncCaller, Calls
 from mmserver.client.parts import KEEP_ALIVE_S, N_CONNECTIONS, ClientParts
+from mmserver.client.sessions import Session
 
 T = TypeVar("T")
 
 
-class ModelClient(ClientParts, Calls, AsyncCaller):
+class AsyncSession(Session):
+    """Connections for an event loop, and the task that watches the server's health."""
+
+    def __init__(self, transport: httpx.AsyncHTTPTransport) -> None:
+        super().__init__()
+        self.transport = transport
+        self.closed = asyncio.Event()
+        self._health: asyncio.Task[None] | None = None
+
+    def is_closed(self) -> bool:
+        """Whether it is over."""
+        return self.closed.is_set()
+
+    def start(self, watch_health: Coroutine[Any, Any, None]) -> None:
+        """Watch the server's health in a task."""
+        self._health = asyncio.create_task(watch_health, name="mmserver-health")
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, until it is closed at the longest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.closed.wait()
+
+    async def close(self) -> None:
+        """End everything, at once."""
+        self.closed.set()
+        if self._health is not None:
+            self._health.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._health
+        await self.transport.aclose()
+
+
+class ModelClient(ClientParts[AsyncSession], Calls, AsyncCaller):
     """A server's API as coroutines, for one event loop.
 
     `async with ModelClient(url) as client:` watches the server's health in a task; without that, and without `initialize`,
     calls work just the same, and `available` is never true.
     """
 
-    def _open(self) -> None:
+    def _new_session(self) -> AsyncSession:
         limits = httpx.Limits(
             max_connections=N_CONNECTIONS, max_keepalive_connections=N_CONNECTIONS, keepalive_expiry=KEEP_ALIVE_S
         )
-        self._transport = httpx.AsyncHTTPTransport(verify=self._ssl_context or False, limits=limits, trust_env=False)
-        self._closed = asyncio.Event()
-        self._health: asyncio.Task[None] | None = None
+        verify = self._ssl_context or False
+        return AsyncSession(httpx.AsyncHTTPTransport(verify=verify, limits=limits, trust_env=False))
 
     async def initialize(self) -> None:
-        """Look whether the server is there, and go on looking; a server that is away is no error."""
-        if not self._is_watching_health:
-            self._is_watching_health = True
-            await self._check_health()
-            self._health = asyncio.create_task(self._watch_health(), name="mmserver-health")
+        """Look whether the server is there, and go on looking; a server that is away is no error. Opens a closed client again."""
+        session = self._reopened_session()
+        with session.beginning_to_watch() as is_first:
+            if is_first:
+                await self._check_health(session)
+                session.start(self._watch_health(session))
 
     async def cleanup(self) -> None:
-        """End everything, at once: calls that are under way fail, and watches end."""
-        self._closed.set()
-        if self._health is not None:
-            self._health.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._health
-        self._is_watching_health = False
-        await self._transport.aclose()
+        """End everything, at once: calls that are under way fail, and watches end.
+
+        Calls raise ClientClosed from now on, until `initialize`.
+        """
+        await self._session.close()
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -63,30 +94,34 @@ class ModelClient(ClientParts, Calls, AsyncCaller):
 
     async def call(self, call: Call[T]) -> T:
         """Make one call, again where that is safe; all of it within its time."""
+        return await self._call(self._session, call)
+
+    async def _call(self, session: AsyncSession, call: Call[T]) -> T:
         requests = self._requests
         deadline_s = time.monotonic() + requests.total_s(call)
         n_failed = 0
         while True:
             try:
-                return requests.value(call, await self._send(call, deadline_s))
+                return requests.value(call, await self._send(session, call, deadline_s))
             except ClientError as error:
                 n_failed += 1
                 left_s = deadline_s - time.monotonic()
                 retries = call.retries or requests.retries
                 pause_s = retries.pause_s(error, n_failed, left_s, is_repeatable=call.is_repeatable)
-                if pause_s is None or self._closed.is_set():
+                if pause_s is None:
                     if isinstance(error, ServerUnavailable):
-                        self._availability.note_away(error)
+                        session.availability.note_away(error)
                     raise
-            await asyncio.sleep(pause_s)
+            await session.pause(pause_s)
 
     async def run(self, flow: Flow[T]) -> T:
         """Make the calls of a flow; what it returns."""
+        session = self._session
         try:
             step = next(flow)
             while True:
                 try:
-                    taken = await self._take(step)
+                    taken = await self._take(session, step)
                 except ClientError as error:
                     step = flow.throw(error)
                 else:
@@ -99,83 +134,85 @@ class ModelClient(ClientParts, Calls, AsyncCaller):
 
     async def iterate(self, flow: Flow[None]) -> AsyncGenerator[Any, None]:
         """What a flow finds, until it ends or the client is closed."""
+        session = self._session
+        session.check_open()
         try:
             step = next(flow)
-            while not self._closed.is_set():
+            while not session.is_closed():
                 if isinstance(step, Found):
                     yield step.value
                     step = next(flow)
                     continue
                 try:
-                    taken = await self._unless_closed(step)
+                    taken = await self._unless_closed(session, step)
                 except ClientError as error:
                     step = flow.throw(error)
                     continue
-                if not self._closed.is_set():
+                if not session.is_closed():
                     step = flow.send(taken)
         except StopIteration:
             return
         finally:
             flow.close()
 
-    async def _take(self, step: Step) -> Any:
+    async def _take(self, session: AsyncSession, step: Step) -> Any:
         match step:
             case Call():
-                return await self.call(step)
+                return await self._call(session, step)
             case Pause():
-                return await asyncio.sleep(step.seconds)
+                return await session.pause(step.seconds)
             case Blocking():
                 return await asyncio.to_thread(step.work)
             case Found():
                 raise TypeError("a call cannot find several values")
 
-    async def _unless_closed(self, step: Step) -> Any:
+    async def _unless_closed(self, session: AsyncSession, step: Step) -> Any:
         """What the step gives; None, with the step cancelled, as soon as the client is closed."""
-        taking = asyncio.ensure_future(self._take(step))
-        closing = asyncio.ensure_future(self._closed.wait())
+        taking = asyncio.ensure_future(self._take(session, step))
+        closing = asyncio.ensure_future(session.closed.wait())
         try:
             await asyncio.wait((taking, closing), return_when=asyncio.FIRST_COMPLETED)
-            return taking.result() if taking.done() and not self._closed.is_set() else None
+            return taking.result() if taking.done() and not session.is_closed() else None
         finally:
             taking.cancel()
             closing.cancel()
             await asyncio.gather(taking, closing, return_exceptions=True)
 
-    async def _send(self, call: Call[T], deadline_s: float) -> httpx.Response:
+    async def _send(self, session: AsyncSession, call: Call[T], deadline_s: float) -> httpx.Response:
+        session.check_open()
         left_s = deadline_s - time.monotonic()
         try:
             async with asyncio.timeout(left_s):
                 if call.upload is None:
-                    return await self._exchange(call, self._requests.request(call, left_s))
+                    return await self._exchange(session, call, self._requests.request(call, left_s))
                 with self._requests.uploading(call, call.upload, left_s) as request:
-                    return await self._exchange(call, request)
+                    return await self._exchange(session, call, request)
         except TimeoutError as error:
             raise DeadlineExceeded(f"{call.method} {call.path}: the call's time is over") from error
 
-    async def _exchange(self, call: Call[T], request: httpx.Request) -> httpx.Response:
-        if self._closed.is_set():
-            raise ServerUnavailable("the client is closed", was_sent=False)
+    async def _exchange(self, session: AsyncSession, call: Call[T], request: httpx.Request) -> httpx.Response:
         try:
-            answer = await self._transport.handle_async_request(request)
+            answer = await session.transport.handle_async_request(request)
             try:
                 await answer.aread()
             finally:
                 await answer.aclose()
         except httpx.RequestError as error:
+            session.check_open()
             raise error_from_httpx(error, f"{call.method} {call.path}") from error
         return answer
 
     # --- health -------------------------------------------------------------------------------------------------------
 
-    async def _watch_health(self) -> None:
-        while True:
-            await asyncio.sleep(self._health_interval_s)
-            await self._check_health()
+    async def _watch_health(self, session: AsyncSession) -> None:
+        while not session.is_closed():
+            await session.pause(self._health_interval_s)
+            await self._check_health(session)
 
-    async def _check_health(self) -> None:
+    async def _check_health(self, session: AsyncSession) -> None:
         try:
-            is_ready = await self.call(models.is_ready(timeout_s=self._health_timeout_s))
+            is_ready = await self._call(session, models.is_ready(timeout_s=self._health_timeout_s))
         except ClientError as error:
-            self._availability.note_check(error, is_ready=False)
+            session.availability.note_check(error, is_ready=False)
         else:
-            self._availability.note_check(None, is_ready=is_ready)
+            session.availability.note_check(None, is_ready=is_ready)

@@ -17,6 +17,10 @@ class ClientError(Exception):
     """Any call can raise these."""
 
 
+class ClientClosed(ClientError):
+    """Nothing is asked: `cleanup` has ended this client, before the call or during it. `initialize` opens it again."""
+
+
 class ServerUnavailable(ClientError):
     """No answer: nobody listens, or the connection broke. `was_sent` says whether the server can have seen the request."""
 

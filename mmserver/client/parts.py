@@ -3,15 +3,18 @@
 import ssl
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import httpx
 
-from mmserver.client.availability import Availability
 from mmserver.client.downloads import Downloading
 from mmserver.client.errors import ClientError
 from mmserver.client.options import Address, Retries, Timeouts
 from mmserver.client.payload_cache import PayloadCache
 from mmserver.client.requests import Requests
+from mmserver.client.sessions import Session
+
+S = TypeVar("S", bound=Session)
 
 HEALTH_INTERVAL_S = 30.0
 HEALTH_TIMEOUT_S = 2.0
@@ -20,7 +23,7 @@ KEEP_ALIVE_S = 30.0
 """Below what servers and proxies allow an idle connection, so that it is this side that ends it."""
 
 
-class ClientParts(ABC):
+class ClientParts(ABC, Generic[S]):
     """Where to, how, and what is known of the server.
 
     `url` and `api_key` are `MMSERVER_URL` and `MMSERVER_API_KEY` where they are not given. `verify`: for https, False trusts anybody.
@@ -41,19 +44,23 @@ class ClientParts(ABC):
         if not (health_interval_s > 0 and health_timeout_s > 0):
             raise ValueError("health_interval_s and health_timeout_s must be positive numbers of seconds")
         self._requests = Requests(Address.given(url, api_key), timeouts or Timeouts(), retries or Retries())
-        self._availability = Availability()
         self._health_interval_s = health_interval_s
         self._health_timeout_s = health_timeout_s
-        self._is_watching_health = False
         cache = None if cache_dir is None else PayloadCache(Path(cache_dir).expanduser())
-        self.downloading = Downloading(self.url, cache, lambda: self._is_watching_health and not self.available)
+        self.downloading = Downloading(self.url, cache, lambda: self.is_initialized and not self.available)
         self._ssl_context: ssl.SSLContext | None = _ssl_context(verify) if self._requests.address.is_encrypted else None
-
-        self._open()
+        self._session = self._new_session()
 
     @abstractmethod
-    def _open(self) -> None:
+    def _new_session(self) -> S:
         """Make what a client of this kind waits with; nothing is connected yet."""
+
+    def _reopened_session(self) -> S:
+        """The session; a new one where `cleanup` ended the last."""
+        session = self._session
+        if session.is_closed():
+            self._session = session = session.successor(self._new_session)
+        return session
 
     @property
     def url(self) -> str:
@@ -62,17 +69,17 @@ class ClientParts(ABC):
 
     @property
     def available(self) -> bool:
-        """Whether the server answered the last health check, and nobody has met it away since. False before `initialize`."""
-        return self._availability.is_available
+        """Whether the server answered the last health check, and nobody has met it away since. False before `initialize` and after `cleanup`."""
+        return self._session.is_available
 
     @property
     def is_initialized(self) -> bool:
         """Whether the health of the server is being watched."""
-        return self._is_watching_health
+        return self._session.is_watched and not self._session.is_closed()
 
     def note_away(self, error: ClientError) -> None:
         """Take the server for away until a health check succeeds, for this error of a call."""
-        self._availability.note_away(error)
+        self._session.availability.note_away(error)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"

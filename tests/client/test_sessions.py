@@ -1,0 +1,146 @@
+"""A client is opened, closed and opened again, by whoever and whenever: it says which it is, and nothing is left over."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmserver.client import ClientClosed, ModelClient, SignalValidator, SyncModelClient
+from tests.client.conftest import Ask, Misbehaving, answer, threads_end
+from tests.e2e.conftest import wait_until
+
+Make = Callable[..., Misbehaving]
+READY = answer("200 OK", b'{"status":"ok"}')
+MODELS = answer("200 OK", b"[]")
+
+
+def serve(connection: socket.socket, request: bytes) -> None:
+    """A healthy server without models."""
+    connection.sendall(READY if b"/readyz" in request else MODELS)
+
+
+CALLS = [
+    pytest.param(lambda c: c.list_models(), id="call"),
+    pytest.param(lambda c: c.download_model("m", "X"), id="download"),
+    pytest.param(lambda c: c.health_check(), id="health"),
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_closed_client_says_that_it_is_closed_and_how_to_open_it(
+    call: Callable[[Any], Any], misbehaving: Make, cache_dir: Path, ask: Ask
+) -> None:
+    def closed(client: Any) -> Any:
+        if isinstance(client, SyncModelClient):
+            client.cleanup()
+            return call(client)
+
+        async def run() -> Any:
+            await client.cleanup()
+            return await call(client)
+
+        return run()
+
+    server = misbehaving(serve)
+    with pytest.raises(ClientClosed, match=r"closed by cleanup\(\); initialize\(\) opens it again"):
+        ask(server.url, closed, cache_dir=cache_dir)
+    assert server.requests == []
+
+
+def test_a_client_that_is_opened_again_works_as_the_first_time(misbehaving: Make) -> None:
+    server = misbehaving(serve)
+    client = SyncModelClient(server.url, health_interval_s=0.05)
+    with threads_end():
+        for _ in range(3):
+            client.initialize()
+            assert (client.available, client.is_initialized, client.list_models()) == (True, True, [])
+            n_asked = len(server.requests)
+            wait_until(lambda n_asked=n_asked: len(server.requests) > n_asked, "another look at the server's health")
+            client.cleanup()
+            client.cleanup()
+            assert (client.available, client.is_initialized) == (False, False)
+            with pytest.raises(ClientClosed):
+                client.list_models()
+            with pytest.raises(RuntimeError, match="initialize"):
+                SignalValidator(client).decide("X", "BUY", 0.5, [1.0])
+
+
+def test_an_async_client_that_is_opened_again_works_as_the_first_time_also_in_another_event_loop(
+    misbehaving: Make,
+) -> None:
+    server = misbehaving(serve)
+    client = ModelClient(server.url, health_interval_s=0.05)
+
+    async def use() -> None:
+        await client.initialize()
+        assert (client.available, client.is_initialized, await client.list_models()) == (True, True, [])
+        n_asked = len(server.requests)
+        while len(server.requests) <= n_asked:
+            await asyncio.sleep(0.01)
+        await client.cleanup()
+        await client.cleanup()
+        assert (client.available, client.is_initialized) == (False, False)
+        with pytest.raises(ClientClosed):
+            await client.list_models()
+        assert [task for task in asyncio.all_tasks() if task.get_name().startswith("mmserver")] == []
+
+    async def twice() -> None:
+        await use()
+        await use()
+
+    asyncio.run(asyncio.wait_for(twice(), 60))
+    asyncio.run(asyncio.wait_for(use(), 60))
+
+
+def test_a_watch_of_a_closed_client_does_not_begin(misbehaving: Make) -> None:
+    client = SyncModelClient(misbehaving(serve).url)
+    client.cleanup()
+    with pytest.raises(ClientClosed):
+        next(client.watch("m", "X"))
+
+    async def run() -> None:
+        client = ModelClient(misbehaving(serve).url)
+        await client.cleanup()
+        with pytest.raises(ClientClosed):
+            await anext(client.watch("m", "X"))
+
+    asyncio.run(run())
+
+
+def test_a_watch_that_was_closed_stays_so_when_the_client_is_opened_again(misbehaving: Make) -> None:
+    arrived = threading.Event()
+
+    def hang(_: socket.socket, request: bytes) -> None:
+        if b"/model/" in request:
+            arrived.set()
+
+    server = misbehaving(hang)
+    client, seen = SyncModelClient(server.url, health_timeout_s=0.05), []
+    watching = threading.Thread(target=lambda: seen.extend(client.watch("m", "X")))
+    watching.start()
+    assert arrived.wait(30)
+    client.cleanup()
+    client.initialize()
+    watching.join(30)
+    assert not watching.is_alive()
+    assert seen == []
+    client.cleanup()
+
+
+def test_threads_that_open_one_client_at_once_share_its_connections_and_one_watch(misbehaving: Make) -> None:
+    server = misbehaving(serve)
+    client = SyncModelClient(server.url, health_interval_s=3600)
+    with threads_end():
+        client.cleanup()
+        threads = [threading.Thread(target=client.initialize) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert client.list_models() == []
+        assert server.paths().count("GET /readyz") == 1
+        client.cleanup()
