@@ -45,11 +45,12 @@ class AsyncSession(Session):
     async def close(self) -> None:
         """End everything, at once."""
         self.closed.set()
-        if self._health is not None:
-            self._health.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._health
-        await self.transport.aclose()
+        try:
+            if self._health is not None:
+                self._health.cancel()
+                await asyncio.wait((self._health,))  # raises if we are cancelled, and not for its being cancelled
+        finally:
+            await self.transport.aclose()
 
 
 class ModelClient(ClientParts[AsyncSession], Calls, AsyncCaller):

@@ -144,3 +144,43 @@ def test_threads_that_open_one_client_at_once_share_its_connections_and_one_watc
         assert client.list_models() == []
         assert server.paths().count("GET /readyz") == 1
         client.cleanup()
+
+
+def test_whoever_is_cancelled_while_a_client_is_closed_is_cancelled_and_the_client_is_closed(misbehaving: Make) -> None:
+    server = misbehaving(serve)
+
+    async def run() -> None:
+        client = ModelClient(server.url)
+        await client.initialize()
+        closing = asyncio.create_task(client.cleanup())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        with pytest.raises(ClientClosed):
+            await client.list_models()
+        assert [task for task in asyncio.all_tasks() if task.get_name().startswith("mmserver")] == []
+        async with client:
+            assert await client.list_models() == []
+
+    asyncio.run(run())
+
+
+def test_whoever_is_cancelled_while_a_client_is_opened_can_open_it_later(misbehaving: Make) -> None:
+    arrived = threading.Event()
+    server = misbehaving(lambda *_: arrived.set())
+
+    async def run() -> None:
+        client = ModelClient(server.url, health_timeout_s=3600)
+        opening = asyncio.create_task(client.initialize())
+        while not arrived.is_set():
+            await asyncio.sleep(0.01)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert not client.is_initialized
+        server.behave = serve
+        async with client:
+            assert client.available
+
+    asyncio.run(run())
