@@ -28,6 +28,7 @@ _OPENAPI = "mmserver.web.openapi"
 _REGISTRY = "mmserver.web.registry"
 _OPTIMIZATIONS = "mmserver.web.registry_optimizations"
 _REGISTRY_PAGES = "mmserver.web.registry_pages"
+_REGISTRY_EDITS = "mmserver.web.registry_edits"
 REGISTER_RULE = "/api/ml/registry/models"
 REGISTER_PAGE_RULE = "/ui/register"
 UPLOAD_RULES = frozenset({REGISTER_RULE, REGISTER_PAGE_RULE})
@@ -98,6 +99,10 @@ LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("GET", _VERSION_PAGE_RULE, f"{_REGISTRY_PAGES}:get_version_page"),
     LateRoute("GET", f"{_VERSION_PAGE_RULE}/stage", f"{_REGISTRY_PAGES}:get_stage_page"),
     LateRoute("POST", f"{_VERSION_PAGE_RULE}/stage", f"{_REGISTRY_PAGES}:post_stage"),
+    LateRoute("GET", f"{_VERSION_PAGE_RULE}/edit", f"{_REGISTRY_EDITS}:get_edit_page"),
+    LateRoute("POST", f"{_VERSION_PAGE_RULE}/edit", f"{_REGISTRY_EDITS}:post_edit"),
+    LateRoute("GET", f"{_VERSION_PAGE_RULE}/delete", f"{_REGISTRY_EDITS}:get_removal_page"),
+    LateRoute("POST", f"{_VERSION_PAGE_RULE}/delete", f"{_REGISTRY_EDITS}:post_removal"),
     LateRoute("GET", "/openapi.json", f"{_OPENAPI}:get_openapi"),
     LateRoute("GET", "/docs", f"{_OPENAPI}:get_docs"),
     LateRoute("GET", "/redoc", f"{_OPENAPI}:get_redoc"),

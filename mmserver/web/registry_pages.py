@@ -14,9 +14,11 @@ from mmserver.registry.semantic_versions import precedence
 from mmserver.web import registry_rows
 from mmserver.web.current import current_actor, current_model_reader, current_store
 from mmserver.web.figures import size
+from mmserver.web.forms import read_form
 from mmserver.web.listing import listing_from_request
 from mmserver.web.registry import reference_from_text
 from mmserver.web.registry_bodies import StageName, stage_name
+from mmserver.web.registry_rows import model_path, version_path
 from mmserver.web.registry_uploads import read_new_version_form
 from mmserver.web.requests import query_text, refuse_parameter, required_text
 from mmserver.web.responses import render_page
@@ -118,7 +120,7 @@ def _redirect_to_comparison(model_name: str, ticked: list[str]) -> Response:
     found = [versions.get_version(current_store(), model_name, reference_from_text(label)) for label in ticked]
     older, newer = sorted((version.label for version in found), key=precedence)
     query = urllib.parse.urlencode({"version1": older, "version2": newer})
-    return flask.redirect(f"{_model_path(model_name)}/compare?{query}")
+    return flask.redirect(f"{model_path(model_name)}/compare?{query}")
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -144,9 +146,9 @@ def get_stage_page(model_name: str, version: str) -> Response:
 
 def post_stage(model_name: str, version: str) -> Response:
     """Put the version into the stage, then show the model."""
-    stage = stages.stage_from_text(flask.request.form.get("stage", ""))
+    stage = stages.stage_from_text(read_form(flask.request, ("stage",))["stage"])
     stages.set_stage(current_store(), model_name, reference_from_text(version), stage, current_actor())
-    return flask.redirect(_model_path(model_name), 303)
+    return flask.redirect(model_path(model_name), 303)
 
 
 def get_rollback_page(model_name: str) -> Response:
@@ -159,9 +161,9 @@ def get_rollback_page(model_name: str) -> Response:
 
 def post_rollback(model_name: str) -> Response:
     """Undo the last promotion, unless somebody else has just done so; then show the model."""
-    from_label = flask.request.form.get("from", "")
+    from_label = read_form(flask.request, ("from",))["from"]
     stages.rollback(current_store(), model_name, current_actor(), from_label=from_label)
-    return flask.redirect(_model_path(model_name), 303)
+    return flask.redirect(model_path(model_name), 303)
 
 
 # --- a new version ----------------------------------------------------------------------------------------------------
@@ -192,16 +194,7 @@ def post_register() -> Response:
     return flask.redirect(version_path(new.model_name, registered.version.label), 303)
 
 
-# --- addresses --------------------------------------------------------------------------------------------------------
-
-
-def version_path(model_name: str, label: str) -> str:
-    """Where a version's page is."""
-    return f"{_model_path(model_name)}/versions/{urllib.parse.quote(label, safe='')}"
-
-
-def _model_path(model_name: str) -> str:
-    return flask.url_for("pages.get_model_page", model_name=model_name)
+# --- what is asked --------------------------------------------------------------------------------------------------------
 
 
 def _asked_stage() -> StageName | None:

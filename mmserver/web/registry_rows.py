@@ -2,11 +2,13 @@
 
 import json
 import shlex
+import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import flask
 import msgspec
 
 from mmserver.conversion.parity import ParityReport
@@ -74,6 +76,19 @@ class MetricRow:
 
     name: str
     compared: MetricComparison
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+def model_path(model_name: str) -> str:
+    """Where a model's page is."""
+    return flask.url_for("pages.get_model_page", model_name=model_name)
+
+
+def version_path(model_name: str, label: str) -> str:
+    """Where a version's page is."""
+    return f"{model_path(model_name)}/versions/{urllib.parse.quote(label, safe='')}"
 
 
 # --- lists of versions ------------------------------------------------------------------------------------------------
