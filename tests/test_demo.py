@@ -111,16 +111,17 @@ def test_a_second_run_leaves_everything_as_it_is(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == stamps
 
 
-def test_a_retraining_writes_a_later_window_over_all_groups_until_the_data_ends(tmp_path: Path) -> None:
+def test_a_retraining_writes_a_later_window_over_all_groups_and_starts_over_where_the_data_ends(tmp_path: Path) -> None:
     first, before = write(tmp_path), files(tmp_path)
     second, after = write(tmp_path, retrain=True), files(tmp_path)
     assert second.last_year == first.last_year + 1
     assert {name for name in before if before[name] == after[name] and not name.endswith("_factors.txt")} == {
         "venues/README.txt"
     }
-    write(tmp_path, retrain=True)
-    with pytest.raises(DirectoryInvalid, match="no later window"):
-        write(tmp_path, retrain=True)
+    third, again = write(tmp_path, retrain=True), write(tmp_path, retrain=True)
+    assert [result.last_year - first.last_year for result in (second, third, again)] == [1, 2, 0]
+    assert [result.starts_over for result in (first, second, third, again)] == [False, False, False, True]
+    assert files(tmp_path) == before
 
 
 def test_a_run_that_was_killed_is_completed_by_the_next_one(demo: DemoResult, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ MODEL_NAME = "demo"
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--retrain", is_flag=True, help="Train on a later window, over the files there: a new version.")
+@click.option("--retrain", is_flag=True, help="Train on the next window, over the files there: a new version.")
 @click.option(
     "--register", "is_registered", is_flag=True, help=f"Serve it as model {MODEL_NAME}, with its venue files."
 )
@@ -63,6 +63,8 @@ def _print_result(result: "DemoResult") -> None:
             f"{group.group_key:<15} {info['dim']} factors, trained {info['train_start']} to {info['train_end']};"
             f" in the {info['test_samples']} days after that: IC {metrics['ic']:+.3f}, hit rate {metrics['hit_rate']:.1%}"
         )
+    if result.starts_over:
+        click.echo(f"there is no later window: this is the first one again, up to {result.last_year}")
     click.echo(f"written to {result.directory}; the thresholds in venues/ are examples, not market facts;")
     click.echo("requests/ has the factors of each symbol's last days, to predict with")
 

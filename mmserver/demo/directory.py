@@ -26,7 +26,7 @@ from mmserver.errors import DirectoryInvalid
 OWN_LIST = ".mmserver-demo.json"
 WINDOW_YEARS = 12
 LAST_YEARS = (2016, 2017, 2018)
-"""Where the training windows end: the first one, and one for each retraining. The data ends in 2018."""
+"""Where the training windows end: the first one, and one for each retraining; the data ends in 2018, and the first one follows."""
 GROUP_SUFFIXES = ("_factors.txt", "_ic.csv", "_info.pkl", "_model.pkl")
 PICKLE_PROTOCOL = 4
 VENUES_README_NAME = "venues/README.txt"
@@ -51,6 +51,8 @@ class DemoResult:
     last_year: int
     written: bool
     groups: list[TrainedGroup]
+    starts_over: bool = False
+    """Whether the window before it was the last one."""
 
 
 Report = Callable[[str, int, int], None]
@@ -60,10 +62,11 @@ Report = Callable[[str, int, int], None]
 def write_demo(directory: Path, *, retrain: bool, report: Report) -> DemoResult:
     """Train the demo's models and write them as artifact files; nothing happens when they are there already.
 
-    With `retrain`, or when the last run was killed, the next (or the interrupted) window is written over them.
+    With `retrain`, or when the last run was killed, the next (or the interrupted) window is written over them; the first one comes
+    after the last one.
 
     Raises:
-        DirectoryInvalid: files that the demo did not write are in the way, or there is no later window.
+        DirectoryInvalid: files that the demo did not write are in the way.
         ExtraMissing: the packages of the extra `demo` are not installed.
     """
     before = _own_list(directory)
@@ -81,7 +84,8 @@ def write_demo(directory: Path, *, retrain: bool, report: Report) -> DemoResult:
     report("writing the files", len(all_series), n_steps)
     _write(directory, OwnList(window, complete=False, files=names), _contents(groups, all_series))
     report("done", n_steps, n_steps)
-    return DemoResult(directory, LAST_YEARS[window], written=True, groups=groups)
+    starts_over = before is not None and window < before.window
+    return DemoResult(directory, LAST_YEARS[window], written=True, groups=groups, starts_over=starts_over)
 
 
 def venue_files(directory: Path) -> dict[str, Path]:
@@ -116,10 +120,7 @@ def _next_window(directory: Path, before: OwnList | None, *, retrain: bool) -> i
         return before.window
     if not retrain:
         return None
-    if before.window + 1 == len(LAST_YEARS):
-        reason = f"the data ends in {LAST_YEARS[-1]}, there is no later window; delete the directory to start again"
-        raise DirectoryInvalid(root_path=str(directory), reason=reason)
-    return before.window + 1
+    return (before.window + 1) % len(LAST_YEARS)
 
 
 def _refuse_foreign_files(directory: Path, names: list[str], before: OwnList | None) -> None:
