@@ -214,6 +214,8 @@ class ModelClient(ClientParts[AsyncSession], Calls, AsyncCaller):
         try:
             is_ready = await self._call(session, models.is_ready(timeout_s=self._health_timeout_s))
         except ClientError as error:
-            session.availability.note_check(error, is_ready=False)
+            session.availability.note_away(error)
+        except Exception as error:  # noqa: BLE001 (a bot must not trade without a watch for the rest of its days)
+            session.availability.note_failed_check(error)
         else:
-            session.availability.note_check(None, is_ready=is_ready)
+            session.availability.note_check(is_ready=is_ready)

@@ -1,12 +1,14 @@
 """A client is opened, closed and opened again, by whoever and whenever: it says which it is, and nothing is left over."""
 
 import asyncio
+import logging
 import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpcore
 import pytest
 
 from mmserver.client import ClientClosed, ModelClient, SignalValidator, SyncModelClient
@@ -184,3 +186,71 @@ def test_whoever_is_cancelled_while_a_client_is_opened_can_open_it_later(misbeha
             assert client.available
 
     asyncio.run(run())
+
+
+# --- the watching of health -------------------------------------------------------------------------------------------
+
+
+class Broken:
+    """The library beneath, failing in a way that it never says it would, while `is_so`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_so = True
+        self.n_met = 0
+        for backend in (httpcore.SyncBackend, httpcore.AnyIOBackend):
+            monkeypatch.setattr(backend, "connect_tcp", self._failing(backend.connect_tcp))
+
+    def _failing(self, connect: Callable[..., Any]) -> Callable[..., Any]:
+        def connect_or_fail(*args: Any, **options: Any) -> Any:
+            if self.is_so:
+                self.n_met += 1
+                raise LookupError("nobody expects this")
+            return connect(*args, **options)
+
+        return connect_or_fail
+
+
+def serve_once(connection: socket.socket, _: bytes) -> None:
+    """Healthy; each question needs a connection of its own."""
+    connection.sendall(answer("200 OK", b'{"status":"ok"}', Connection="close"))
+    connection.close()
+
+
+def said_at(caplog: pytest.LogCaptureFixture) -> list[int]:
+    return [record.levelno for record in caplog.records if "cannot be asked for" in record.getMessage()]
+
+
+def test_the_watching_of_health_survives_whatever_is_raised_and_says_so_once(
+    misbehaving: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    broken, server = Broken(monkeypatch), misbehaving(serve_once)
+    with threads_end(), SyncModelClient(server.url, health_interval_s=0.02) as client:
+        wait_until(lambda: broken.n_met >= 3, "checks that fail")
+        assert not client.available
+        broken.is_so = False
+        wait_until(lambda: client.available, "the server to be available")
+        broken.is_so = True
+        wait_until(lambda: not client.available, "the server to be away again")
+    levels = said_at(caplog)
+    assert levels[0] == logging.WARNING
+    assert set(levels[1:]) == {logging.DEBUG}
+
+
+def test_the_watching_of_health_in_a_task_survives_whatever_is_raised_and_says_so_once(
+    misbehaving: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    broken, server = Broken(monkeypatch), misbehaving(serve_once)
+
+    async def run() -> None:
+        async with ModelClient(server.url, health_interval_s=0.02) as client:
+            for is_broken in (True, False, True):
+                broken.is_so, broken.n_met = is_broken, 0
+                while client.available is is_broken or broken.n_met < 3 * is_broken:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    levels = said_at(caplog)
+    assert levels[0] == logging.WARNING
+    assert set(levels[1:]) == {logging.DEBUG}
