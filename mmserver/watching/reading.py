@@ -157,7 +157,7 @@ class _OpenDirectory:
 
     def _error(self, name: str, error: OSError) -> MmserverError:
         file, detail = self._shown(name), os.strerror(error.errno or 0)
-        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}:
             return ArtifactUnstable(file=file, reason="vanished", detail=detail)
         if error.errno in {errno.EXDEV, errno.ELOOP}:
             return ArtifactInvalid(file=file, reason="outside_root", detail="a symlink leads out of the root")

@@ -30,6 +30,7 @@ from mmserver.web.requests import error_summary, field_errors, place_from_messag
 FILE_PART = "file"
 TEXT_PARTS = ("name", "version", "model_type", "description", "derived_from", "sha256")
 JSON_PARTS = ("metrics", "training_params", "tags", "factors", "info", "options")
+_FIELDS = frozenset({*TEXT_PARTS, *JSON_PARTS})
 _CHUNK_BYTES = 1 << 20
 _MAX_PART_HEAD_BYTES = 64 << 10
 _MAX_PARTS = 1100  # more than a model may have files, so that those are counted where it says so
@@ -47,7 +48,7 @@ def read_new_version(request: flask.Request, settings: Settings) -> NewVersion:
         OutsideRoots, ArtifactInvalid, ArtifactUnstable: a file on the server cannot be read.
     """
     if request.mimetype == UPLOAD_MEDIA_TYPE:
-        fields, source = _read_upload(request, settings.max_artifact_bytes)
+        fields, source = _read_upload(request, _Parts(settings.max_artifact_bytes, is_form=False))
     else:
         body = read_body(request, RegisterVersion)
         fields, source = body, source_from_paths((body.path, *body.other_paths), settings)
@@ -71,13 +72,19 @@ def _new_version(fields: NewVersionFields, source: ModelSource) -> NewVersion:
     )
 
 
-def read_new_version_form(request: flask.Request, settings: Settings) -> NewVersion:
+def read_new_version_form(request: flask.Request, settings: Settings, typed: dict[str, str]) -> NewVersion:
     """The version that our page's form hands in: a browser sends all of its fields, also those that were left empty.
 
+    What was typed is put into `typed`, whatever becomes of the rest.
+
     Raises:
-        As `read_new_version`.
+        As `read_new_version`. RequestInvalid also for a field that the form does not have.
     """
-    return _new_version(*_read_upload(request, settings.max_artifact_bytes, is_form=True))
+    parts = _Parts(settings.max_artifact_bytes, is_form=True)
+    try:
+        return _new_version(*_read_upload(request, parts))
+    finally:
+        typed.update((name, data.decode(errors="replace")) for name, data in parts.texts.items())
 
 
 def source_from_paths(paths: Sequence[str], settings: Settings) -> ModelSource:
@@ -120,19 +127,16 @@ def _read_path(where: str, path_text: str, settings: Settings, left_bytes: int) 
 # --- multipart --------------------------------------------------------------------------------------------------------
 
 
-def _read_upload(
-    request: flask.Request, max_file_bytes: int, *, is_form: bool = False
-) -> tuple[NewVersionFields, ModelSource]:
+def _read_upload(request: flask.Request, parts: "_Parts") -> tuple[NewVersionFields, ModelSource]:
     if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise UnsupportedMediaType("send the body uncompressed, without Content-Encoding")
-    request.max_content_length = max_file_bytes + MAX_UPLOAD_FIELDS_BYTES
-    parts = _Parts(max_file_bytes, is_form=is_form)
-    with _upload_errors(max_file_bytes):
+    request.max_content_length = parts.max_file_bytes + MAX_UPLOAD_FIELDS_BYTES
+    with _upload_errors(parts.max_file_bytes):
         for event in _events(request):
             parts.take(event)
-    if not parts.files:
-        _refuse(FILE_PART, "the part is missing")
-    value_of = _form_value if is_form else _value
+    if not parts.files or parts.lacks_model:
+        _refuse(FILE_PART, "choose the model’s file" if parts.is_form else "the part is missing")
+    value_of = _form_value if parts.is_form else _value
     document = {name: value_of(name, data) for name, data in parts.texts.items()}
     try:
         fields = msgspec.convert(document, NewVersionFields)
@@ -185,10 +189,12 @@ class _Parts:
     """The parts of one body, put together and counted."""
 
     def __init__(self, max_file_bytes: int, *, is_form: bool) -> None:
-        self._is_form = is_form
+        self.is_form = is_form
+        self.max_file_bytes = max_file_bytes
         self.files: dict[str, bytes] = {}
         self.texts: dict[str, bytes] = {}
-        self._max_file_bytes = max_file_bytes
+        self.lacks_model = False
+        """A form's first file, which is the model, was not chosen."""
         self._n_file_bytes = self._n_text_bytes = 0
         self._part: multipart.File | multipart.Field | None = None
         self._content = io.BytesIO()
@@ -211,14 +217,16 @@ class _Parts:
             _refuse(FILE_PART, "the part has no filename")
         if isinstance(part, multipart.Field) and part.name in self.texts:
             _refuse(name, "the field is given twice")
+        if self.is_form and isinstance(part, multipart.Field) and part.name not in _FIELDS:
+            _refuse(name, "this form has no such field")
         self._part = part
         self._content = io.BytesIO()
 
     def _count(self, part: multipart.File | multipart.Field, n_bytes: int) -> None:
         if isinstance(part, multipart.File):
             self._n_file_bytes += n_bytes
-            if self._n_file_bytes > self._max_file_bytes:
-                raise _too_large(FILE_PART, self._max_file_bytes)
+            if self._n_file_bytes > self.max_file_bytes:
+                raise _too_large(FILE_PART, self.max_file_bytes)
             return
         self._n_text_bytes += n_bytes
         if self._n_text_bytes > MAX_UPLOAD_FIELDS_BYTES:
@@ -227,11 +235,12 @@ class _Parts:
     def _end(self, part: multipart.File | multipart.Field) -> None:
         content = self._content.getvalue()
         was_left_empty = not content.strip() and not (isinstance(part, multipart.File) and part.filename)
-        if self._is_form and was_left_empty:
+        if self.is_form and was_left_empty:
+            self.lacks_model |= isinstance(part, multipart.File) and not self.files
             return
         if isinstance(part, multipart.File):
             _add(self.files, part.filename, content, FILE_PART)
-        elif part.name in TEXT_PARTS or part.name in JSON_PARTS:
+        elif part.name in _FIELDS:
             self.texts[part.name] = content
 
 
@@ -255,6 +264,8 @@ def _form_value(name: str, data: bytes) -> Any:
 
 
 def _text(name: str, data: bytes) -> str:
+    if b"\0" in data:
+        _refuse(name, "a string contains NUL")
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -56,7 +56,7 @@ def test_what_cannot_be_used_is_refused_with_a_reason(root, handle, make, reason
 
 
 def test_a_missing_file_or_directory_has_vanished(root, handle):
-    for relpath in ("x_model.pkl", "none/x_model.pkl"):
+    for relpath in ("x_model.pkl", "none/x_model.pkl", f"{'x' * 300}_model.pkl"):
         with pytest.raises(ArtifactUnstable) as error:
             read_file(handle, relpath, 1000)
         assert reason_of(error) == "vanished"
