@@ -13,7 +13,7 @@ from mmserver.catalog.ingest import IngestedGroup
 from mmserver.catalog.intake import is_payload_whole
 from mmserver.catalog.symbols import ALL_SYMBOLS
 from mmserver.conversion.worker import GROUP_KEY, READ_MODEL, ReadRequest
-from mmserver.errors import ArtifactInvalid, ExtraMissing, SandboxUnavailable, WorkerCrashed
+from mmserver.errors import ArtifactInvalid, ExtraMissing, SandboxUnavailable, Undecodable, WorkerCrashed
 from mmserver.formats import ModelFormat, ModelSource
 from mmserver.plugin_loading import Plugins
 from mmserver.sandbox.limits import JobLimits
@@ -78,6 +78,8 @@ class ModelReader:
                 how = error.values["how"]
                 detail = "the process that read it died"
                 raise ArtifactInvalid(file=source.file_name, reason=f"crashed({how})", detail=detail) from error
+            except Undecodable as error:  # a plugin left by what is no Exception, such as SystemExit
+                raise ArtifactInvalid(file=source.file_name, reason=error.reason, detail=error.detail) from error
         return _believed(answer, source.file_name)
 
     def n_processes(self) -> int:
