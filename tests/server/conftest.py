@@ -10,13 +10,38 @@ from typing import Any
 
 import pytest
 
+from mmserver.server import connections, http_server, requests
 from mmserver.server.connections import Channel
 from mmserver.server.http_server import HttpServer, InlineAnswerer, Limits
 from mmserver.server.pool import Pool
 from mmserver.server.requests import Request
 from mmserver.web.framing import ResponseFrame
 
-FEW_S = 10.0
+FEW_S = 60.0
+"""For what happens at once, unless the machine has something else to do."""
+TURN_S = 0.05
+
+
+class Clock:
+    """The server's, in the place of the module `time`; it stands still while a test does not move it."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def pass_s(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of all servers that are started after it."""
+    made = Clock()
+    for module in (connections, http_server, requests):
+        monkeypatch.setattr(module, "time", made)
+    return made
 
 
 @dataclass
@@ -79,6 +104,7 @@ class Site:
     gate: threading.Event = field(default_factory=threading.Event)
     """Requests to /held wait for it."""
     clients: list[Client] = field(default_factory=list)
+    n_turns: int = 0
 
     def connect(self) -> Client:
         self.clients.append(Client(self.port))
@@ -89,6 +115,25 @@ class Site:
         while not is_so():
             assert time.monotonic() < deadline
             time.sleep(0.005)
+
+    def take_turns(self, n_turns: int = 1) -> None:
+        """Return once the I/O thread has taken so many turns, each with whatever had been sent before."""
+        begun_at = self.n_turns
+        self.until(lambda: self.n_turns > begun_at + n_turns)
+
+    def settle(self) -> None:
+        """Return once nothing is being worked on, and what that left was seen to."""
+        pool = self.server.pool
+        self.until(lambda: not pool.queue and not pool.active_count)
+        self.take_turns()
+
+    def waits_idle(self) -> bool:
+        """Whether the I/O thread waits for something to happen; where it does not, it takes its turns in no time."""
+        self.settle()
+        self.take_turns(3)
+        began = time.monotonic()
+        self.take_turns(10)
+        return time.monotonic() - began > 5 * TURN_S
 
     def application(self, environ: Any, start_response: Any) -> list[bytes]:
         """Says what it was asked; /held waits, /large is large, /broken breaks, /unchanged is 304, /stream has no length."""
@@ -161,7 +206,8 @@ def _running(
 
     def serve() -> None:
         while not ending.is_set():
-            server.turn(0.05)
+            server.turn(TURN_S)
+            site.n_turns += 1
 
     thread = threading.Thread(target=serve)
     thread.start()

@@ -18,7 +18,8 @@ def board() -> Iterator[Board]:
 
 
 def status(pid: int, *, beat_at: float | None = None, **more: int) -> Status:
-    return Status(pid=pid, started_at=0.0, beat_at=time.monotonic() if beat_at is None else beat_at, **more)
+    """Of a worker that is alive, however long this test takes."""
+    return Status(pid=pid, started_at=0.0, beat_at=time.monotonic() + 60 if beat_at is None else beat_at, **more)
 
 
 def test_each_worker_is_read_by_all_and_gone_when_cleared(board: Board) -> None:

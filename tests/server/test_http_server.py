@@ -2,6 +2,7 @@
 
 import os
 import resource
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ class Door:
         self.server = HttpServer(self._application, self._listener, self._pool, Limits(**limits))
 
     def visit(self, n_visitors: int) -> list[socket.socket]:
-        new = [socket.create_connection(self._listener.getsockname(), timeout=10) for _ in range(n_visitors)]
+        new = [socket.create_connection(self._listener.getsockname(), timeout=60) for _ in range(n_visitors)]
         self._visitors += new
         return new
 
@@ -36,7 +37,7 @@ class Door:
     def close(self) -> None:
         for visitor in self._visitors:
             visitor.close()
-        self._pool.shutdown(timeout=5)
+        self._pool.shutdown(timeout=60)
         self.server.close()
         self._listener.close()
 
@@ -88,7 +89,7 @@ def test_waitress_closes_no_idle_connection_by_its_own_clock(site: Any) -> None:
         channel.last_activity = 0.0
     waitress_server.next_channel_cleanup = 0
     site.until(lambda: waitress_server.next_channel_cleanup)
-    time.sleep(0.15)  # three turns
+    site.take_turns(3)
     assert client.ask(GET).status == 200
 
 
@@ -100,19 +101,21 @@ def test_without_files_for_connections_it_waits_idle_and_lets_in_whoever_waited_
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (_lowest_free_fd(), hard))
     try:
-        begun, used = time.monotonic(), time.process_time()
+        begun, n_turns = time.monotonic(), 0
         while time.monotonic() - begun < 1.5:
             assert door.n_inside_after_a_turn() == 0
-        assert time.process_time() - used < 0.5
+            n_turns += 1
+        assert n_turns < 100  # where it does not wait, it takes thousands
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert [record.getMessage() for record in caplog.records if "nobody else is let in" in record.message] != []
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while door.n_inside_after_a_turn() < 3:
         assert time.monotonic() < deadline
     visitors[0].sendall(GET)
-    door.server.turn(0.1)
-    door.server.turn(0.1)
+    while not select.select(visitors[:1], [], [], 0)[0]:
+        door.server.turn(0.1)
+        assert time.monotonic() < deadline
     assert visitors[0].recv(100).startswith(b"HTTP/1.1 200")
 
 

@@ -62,7 +62,7 @@ class Pair:
         self.clients: list[socket.socket] = []
 
     def connect(self) -> socket.socket:
-        self.clients.append(socket.create_connection(self.listener.getsockname(), timeout=5))
+        self.clients.append(socket.create_connection(self.listener.getsockname(), timeout=60))
         return self.clients[-1]
 
     def turn(self) -> None:
@@ -222,9 +222,9 @@ def test_pulling_the_trigger_ends_the_waiting(pair: Pair) -> None:
     puller = threading.Timer(0.05, pair.server.pull_trigger)
     puller.start()
     began = time.monotonic()
-    wasyncore.loop(timeout=5, map=pair.map, use_poll=True, count=1)
+    wasyncore.loop(timeout=120, map=pair.map, use_poll=True, count=1)
     puller.join()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 60
 
 
 def test_closing_the_dispatcher_alone_leaves_the_trigger(pair: Pair) -> None:
@@ -358,7 +358,7 @@ def test_a_pool_has_the_parts_that_ours_counts_with() -> None:
     assert (pool.threads, list(pool.queue), pool.stop_count, pool.active_count) == (set(), [], 0, 0)
     assert pool.queue_cv._lock is pool.lock
     pool.set_thread_count(2)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while pool.active_count:
         assert time.monotonic() < deadline, "a thread that waits is no longer counted as idle"
         time.sleep(0.005)
@@ -372,8 +372,8 @@ def test_a_pool_has_the_parts_that_ours_counts_with() -> None:
     with pool.lock:
         pool.queue.append(Once())
         pool.queue_cv.notify()
-    assert served.wait(5)
-    assert pool.shutdown(timeout=5)
+    assert served.wait(60)
+    assert pool.shutdown(timeout=60)
     assert not pool.threads
 
 
