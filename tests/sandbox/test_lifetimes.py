@@ -47,7 +47,7 @@ def sleeping_job(sandbox: Sandbox) -> Iterator[list[BaseException]]:
     thread = threading.Thread(target=sleep)
     thread.start()
     yield raised
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -111,15 +111,16 @@ def test_a_stopped_zygote_is_replaced(make_sandbox) -> None:
     with make_sandbox() as sandbox:
         first = zygote_of(sandbox)
         os.kill(first, signal.SIGSTOP)
-        assert sandbox.run("echo", b"on", timeout_s=0.3) == b"on"
+        assert sandbox.run("echo", b"on", timeout_s=4) == b"on"
         assert zygote_of(sandbox) != first
 
 
-def test_a_zygote_that_keeps_dying_is_not_started_for_ever(make_sandbox) -> None:
+def test_a_zygote_that_keeps_dying_is_not_started_for_ever(make_sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmserver.sandbox.pool.STARTS_WINDOW_S", 3600.0)
     with make_sandbox() as sandbox:
         for _ in range(MAX_STARTS):
             os.kill(zygote_of(sandbox), signal.SIGKILL)
-        with pytest.raises(SandboxUnavailable, match="5 starts within 60 s were not enough; the last: it died"):
+        with pytest.raises(SandboxUnavailable, match="5 starts within 3600 s were not enough; the last: it died"):
             sandbox.run("echo", b"")
 
 
@@ -135,7 +136,8 @@ def test_handlers_that_cannot_be_loaded_are_named(make_sandbox, options: dict[st
         sandbox.start()
 
 
-def test_handlers_that_cannot_be_loaded_are_not_tried_for_ever(make_sandbox) -> None:
+def test_handlers_that_cannot_be_loaded_are_not_tried_for_ever(make_sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmserver.sandbox.pool.STARTS_WINDOW_S", 3600.0)
     with make_sandbox({"fail": True}) as sandbox:
         for _ in range(MAX_STARTS):
             with pytest.raises(SandboxUnavailable):
@@ -214,7 +216,7 @@ def test_closing_does_not_wait_for_one_that_is_still_starting(
     wait_until: Callable[[Callable[[], object]], None],
     children_of: Callable[[int], list[int]],
 ) -> None:
-    sandbox = make_sandbox({"hang": True})
+    sandbox = make_sandbox({"hang": True}, start_timeout_s=600)
     before = set(children_of(os.getpid()))
     refused: list[BaseException] = []
 
@@ -228,7 +230,7 @@ def test_closing_does_not_wait_for_one_that_is_still_starting(
     wait_until(lambda: set(children_of(os.getpid())) - before)
     begun = time.monotonic()
     sandbox.close()
-    thread.join(30)
-    assert time.monotonic() - begun < 5
+    thread.join(60)
+    assert time.monotonic() - begun < 60
     assert refused
     assert not set(children_of(os.getpid())) - before
