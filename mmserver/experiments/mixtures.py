@@ -11,7 +11,7 @@ Source:
 
 import math
 
-from mmserver.experiments.distributions import check_level, normal_cdf
+from mmserver.experiments.distributions import check_level
 
 
 def best_ratio(v_opt: float, *, alpha: float = 0.05, is_one_sided: bool = False) -> float:
@@ -35,8 +35,9 @@ def log_mixture(s: float, v: float, *, r: float, is_one_sided: bool = False) -> 
     whole = 0.5 * math.log(r / (v + r)) + s * s / (2.0 * (v + r))
     if not is_one_sided:
         return whole
-    below = normal_cdf(s / math.sqrt(v + r))
-    return whole + math.log(2.0 * below) if below > 0.0 else -math.inf
+    from scipy import special
+
+    return whole + math.log(2.0) + float(special.log_ndtr(s / math.sqrt(v + r)))
 
 
 def mixture_bound(v: float, *, r: float, alpha: float = 0.05, is_one_sided: bool = False) -> float:
