@@ -22,6 +22,7 @@ from mmserver.settings import Settings
 from mmserver.storage.database import Database
 
 if TYPE_CHECKING:
+    from mmserver.catalog.shown import ShownModel
     from mmserver.catalog.watches import Watches
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Store:
         self.waiting = WaitingClients(settings.max_waiters)
         self.catalog = Catalog()
         self.tested_level: SandboxLevel | None = None
+        self.shown: dict[str, ShownModel] = {}
         self._reload_lock = threading.Lock()
         self._changed = threading.Condition()
         self._model_locks: dict[str, threading.RLock] = {}

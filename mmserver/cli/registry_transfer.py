@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmserver.catalog.catalog import Actor
     from mmserver.catalog.store import Store
     from mmserver.conversion.reading import ModelReader
-    from mmserver.registry.layout import Synced
+    from mmserver.registry.model_directory import Synced
     from mmserver.registry.taking_over import TakenOver
 
 

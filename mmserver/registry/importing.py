@@ -21,7 +21,7 @@ from mmserver.catalog.store import Store
 from mmserver.errors import ArtifactInvalid, RequestInvalid, UploadTooLarge
 from mmserver.formats import ModelSource
 from mmserver.registry.fields import checked_factors, checked_metrics, checked_tags
-from mmserver.registry.layout import LINKS
+from mmserver.registry.model_directory import LINKS
 from mmserver.registry.owned_files import (
     TEMPORARY,
     files_beneath,

@@ -83,6 +83,15 @@ def opened_parent(within: int, path: str, *, makes: bool = False) -> Iterator[tu
         yield found
 
 
+def is_there(within: int, name: str) -> bool:
+    """Whether anything has that name, a link to nothing too."""
+    try:
+        os.stat(name, dir_fd=within, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def is_beneath(path: str) -> bool:
     """Whether a relative path can only mean something beneath where it starts."""
     return "\0" not in path and "\\" not in path and all(part not in ("", ".", "..") for part in path.split("/"))
@@ -118,8 +127,11 @@ def read_file(within: int, path: str, limit_bytes: int) -> bytes | None:
     return content if len(content) <= limit_bytes else None
 
 
-def write_file(within: int, path: str, content: bytes) -> None:
-    """Put a file there, whole at any moment: under another name first, on the disk, then renamed."""
+def write_file(within: int, path: str, content: bytes, *, syncs_directory: bool = True) -> None:
+    """Put a file there, whole at any moment: under another name first, on the disk, then renamed.
+
+    Without `syncs_directory` the file that was there before may be back after a power cut.
+    """
     with opened_parent(within, path, makes=True) as (parent, name):
         temporary = temporary_name()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -134,7 +146,8 @@ def write_file(within: int, path: str, content: bytes) -> None:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=parent)
             raise
-        os.fsync(parent)
+        if syncs_directory:
+            os.fsync(parent)
 
 
 def read_pointer(within: int, name: str) -> str | None:

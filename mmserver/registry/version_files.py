@@ -1,7 +1,7 @@
 """One registered version as files: what was handed in, the converted model beside it, and `metadata.json` that says what they are."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -11,13 +11,15 @@ import msgspec
 from sqlalchemy import Connection, Row, select
 
 from mmserver.catalog.ingest import GroupRecord
+from mmserver.catalog.shown import ShownVersion
 from mmserver.catalog.stored_models import group_record
 from mmserver.registry.fields import Number
 from mmserver.registry.owned_files import is_beneath, read_file, size_of_file
 from mmserver.registry.stage_names import stage_name
 from mmserver.registry.versions import RegisteredVersion, registered_version
 from mmserver.storage.blobs import get_blob
-from mmserver.storage.tables import GroupFileRow
+from mmserver.storage.tables import BlobRow, GroupFileRow, RegisteredVersionRow
+from mmserver.storage.times import datetime_from_text
 
 METADATA = "metadata.json"
 MODEL = "model"
@@ -68,12 +70,11 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class VersionFiles:
-    """Everything that belongs into a version's directory, by path; `metadata` is its JSON."""
+class DescribedVersion:
+    """What belongs into a version's directory: `metadata` is its JSON, which names the files."""
 
     metadata: bytes
-    described: Metadata
-    contents: dict[str, bytes]
+    files: tuple[VersionFile, ...]
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -86,35 +87,61 @@ class Identity(msgspec.Struct, frozen=True):
     written_for: str
 
 
-def version_files(connection: Connection, model: Row[Any], version_id: int, written_for: str) -> VersionFiles:
-    """All files of a version, read from the database.
+def described_version(connection: Connection, model: Row[Any], version_id: int, written_for: str) -> DescribedVersion:
+    """A version's metadata and the files beside it, which are not read.
 
     Raises:
         NoResultFound, BlobNotFound: it was removed just now.
-        BlobCorrupt: what is stored is not what was stored.
     """
     version = registered_version(connection, model, version_id)
     query = select(GroupFileRow.__table__).where(GroupFileRow.group_id == version.group.id)
     handed_in = connection.execute(query.order_by(GroupFileRow.name)).all()
     paths = _paths({row.name: row.role for row in handed_in})
-    files, contents = [], {}
-    for row in handed_in:
-        path = paths[row.name]
-        contents[path] = get_blob(connection, row.sha256)
-        files.append(VersionFile(path=path, name=row.name, role=row.role, sha256=row.sha256, size_bytes=row.size_bytes))
+    files = [
+        VersionFile(path=paths[row.name], name=row.name, role=row.role, sha256=row.sha256, size_bytes=row.size_bytes)
+        for row in handed_in
+    ]
     converted = _converted(connection, version, taken=paths.values())
-    if converted is not None:
-        sha256 = hashlib.sha256(converted).hexdigest()
-        size_bytes = len(converted)
-        contents[CONVERTED] = converted
-        files.append(
-            VersionFile(path=CONVERTED, name=CONVERTED, role="converted", sha256=sha256, size_bytes=size_bytes)
-        )
     record = group_record(connection, version.group)
     served_options = _served_options(record) if converted is not None else None
-    described = _metadata(version, tuple(files), record.info, served_options, written_for)
-    text = msgspec.json.format(msgspec.json.encode(described), indent=2) + b"\n"
-    return VersionFiles(text, described, contents)
+    if converted is not None:
+        files.append(converted)
+    metadata = _metadata(version, tuple(files), record.info, served_options, written_for)
+    return DescribedVersion(_text(metadata), tuple(files))
+
+
+def metadata_told_again(connection: Connection, text: bytes, wanted: ShownVersion) -> bytes | None:
+    """The metadata with what can be changed of a version as it is now; None where they have to be made anew.
+
+    Everything else in them is as it was when they were written, which is much quicker than to read all of the version.
+    """
+    query = select(RegisteredVersionRow.description, RegisteredVersionRow.metrics, RegisteredVersionRow.tags)
+    row = connection.execute(query.where(RegisteredVersionRow.version_id == wanted.version_id)).one_or_none()
+    if row is None:
+        return None
+    try:
+        before = msgspec.json.decode(text, type=Metadata)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    after = msgspec.structs.replace(
+        before,
+        stage=wanted.stage,
+        description=row.description,
+        metrics=msgspec.json.decode(row.metrics),
+        tags=msgspec.json.decode(row.tags),
+        updated_at=datetime_from_text(wanted.updated_at),
+    )
+    return _text(after)
+
+
+def read_contents(connection: Connection, files: Iterable[VersionFile]) -> dict[str, bytes]:
+    """The bytes of these files by their paths, from the database.
+
+    Raises:
+        BlobNotFound: they were removed just now.
+        BlobCorrupt: what is stored is not what was stored.
+    """
+    return {file.path: get_blob(connection, file.sha256) for file in files}
 
 
 def options_of_graph(row_shape: Sequence[int], objective: str, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,11 +196,13 @@ def _paths(roles: dict[str, str]) -> dict[str, str]:
     return paths
 
 
-def _converted(connection: Connection, version: RegisteredVersion, taken: Any) -> bytes | None:
+def _converted(connection: Connection, version: RegisteredVersion, taken: Any) -> VersionFile | None:
     """The ONNX model that is served in place of what was handed in; None where that is what is served."""
-    if version.kind != "onnx" or CONVERTED in taken or version.group.model_sha256 is None:
+    sha256 = version.group.model_sha256
+    if version.kind != "onnx" or CONVERTED in taken or sha256 is None:
         return None
-    return get_blob(connection, version.group.model_sha256)
+    size_bytes = connection.execute(select(BlobRow.size_bytes).where(BlobRow.sha256 == sha256)).scalar_one()
+    return VersionFile(path=CONVERTED, name=CONVERTED, role="converted", sha256=sha256, size_bytes=size_bytes)
 
 
 def _served_options(record: GroupRecord) -> dict[str, Any] | None:
@@ -182,6 +211,10 @@ def _served_options(record: GroupRecord) -> dict[str, Any] | None:
         return None
     row_shape = model.get("input_shape") or [model["n_features"]]
     return options_of_graph(row_shape, model.get("objective", ""), model["summary"])
+
+
+def _text(metadata: Metadata) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(metadata), indent=2) + b"\n"
 
 
 def _metadata(

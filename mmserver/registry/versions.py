@@ -183,7 +183,7 @@ def staged_version(connection: Connection, model: Row[Any], version_id: int) -> 
     return WatchedVersion(
         model_name=model.name,
         label=row.label,
-        stage=_stage(stage, None),
+        stage=stage_of(stage, None),
         created_at=datetime_from_text(row.created_at),
         version_id=version_id,
     )
@@ -218,7 +218,7 @@ def _listed(
     return {
         "model_name": model.name,
         "label": row.label,
-        "stage": _stage(stages.get(row.version_id), row.archived_at),
+        "stage": stage_of(stages.get(row.version_id), row.archived_at),
         "model_type": row.model_type,
         "description": row.description,
         "metrics": decode(row.metrics),
@@ -264,7 +264,8 @@ def _optimizations(connection: Connection, model_id: int, only_id: int | None) -
     return found
 
 
-def _stage(stage: str | None, archived_at: str | None) -> VersionStage | None:
+def stage_of(stage: str | None, archived_at: str | None) -> VersionStage | None:
+    """The stage that a version is in; retired is one too."""
     if stage == "production":
         return "production"
     if stage == "staging":

@@ -557,3 +557,79 @@ def test_the_jobs_of_a_server_keep_the_directory_up_to_date(
         assert_links_whole(models)
     finally:
         jobs.stop()
+
+
+# --- what a change costs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_change_looks_only_at_the_versions_that_it_changes(shown: Any, models: Path) -> None:
+    shown.register_all("1.0.0", "1.1.0", "1.2.0")
+    promote(shown.store, "hybrid", "1.1.0", TEST)
+    (models / "hybrid/v1.0.0/model.tiny").unlink()
+    promote(shown.store, "hybrid", "1.2.0", TEST)
+    assert os.readlink(models / "hybrid/production") == "v1.2.0"
+    assert [assert_whole(models / "hybrid" / name)["stage"] for name in ("v1.1.0", "v1.2.0")] == [
+        "Archived",
+        "Production",
+    ]
+    assert not (models / "hybrid/v1.0.0/model.tiny").exists()
+    assert sync_directory(shown.store).updated == ["hybrid/v1.0.0"]
+
+
+def test_a_change_brings_back_a_version_whose_directory_is_gone(shown: Any, models: Path) -> None:
+    shown.register_all("1.0.0", "1.1.0")
+    before = tree(models / "hybrid/v1.0.0")
+    shutil.rmtree(models / "hybrid/v1.0.0")
+    promote(shown.store, "hybrid", "1.1.0", TEST)
+    assert tree(models / "hybrid/v1.0.0") == before
+
+
+def test_a_change_brings_back_all_of_a_directory_that_another_took_the_place_of(shown: Any, models: Path) -> None:
+    shown.register_all("1.0.0", "1.1.0")
+    (models / "hybrid").rename(models.parent / "moved-away")
+    for name in ("v1.0.0", "v1.1.0"):
+        (models / "hybrid" / name).mkdir(parents=True)
+    promote(shown.store, "hybrid", "1.1.0", TEST)
+    assert [assert_whole(models / "hybrid" / name)["stage"] for name in ("v1.0.0", "v1.1.0")] == ["None", "Production"]
+
+
+def test_a_version_that_could_not_be_written_is_written_with_the_next_change(shown: Any, models: Path) -> None:
+    (models / "hybrid/v1.0.0").mkdir(parents=True)
+    (models / "hybrid/v1.0.0/model.pt").write_text("theirs")
+    shown.register_all("1.0.0", "1.1.0")
+    shutil.rmtree(models / "hybrid/v1.0.0")
+    promote(shown.store, "hybrid", "1.1.0", TEST)
+    assert assert_whole(models / "hybrid/v1.0.0")["stage"] == "None"
+
+
+def test_the_job_sees_a_version_that_another_process_removed_and_registered_again(
+    shown: Any, open_bench: Callable[..., Any], models: Path
+) -> None:
+    shown.register_all("1.0.0", "1.1.0")
+    follower = Follower(shown.store)
+    follower.follow()
+    other = open_bench()
+    other.calendar.moment = shown.calendar.moment  # the times may well be the same
+    delete_version(other.store, "hybrid", "1.0.0", TEST)
+    other.register("1.0.0", 0, description="again")
+    shown.store.follow_commits()
+    follower.follow()
+    assert assert_whole(models / "hybrid/v1.0.0")["description"] == "again"
+
+
+@pytest.mark.parametrize("is_format_new", [False, True])
+def test_metadata_that_a_change_tells_again_are_those_that_a_sync_writes(
+    shown: Any, models: Path, is_format_new: bool
+) -> None:
+    shown.register_all("1.0.0", "1.1.0")
+    if is_format_new:  # as a release before may have written them
+        path = models / "hybrid/v1.0.0/metadata.json"
+        before = json.loads(path.read_bytes())
+        path.write_text(json.dumps({name: value for name, value in before.items() if name != "served_options"}))
+    update_metrics(shown.store, "hybrid", "1.0.0", {"sharpe": 2, "ic": 0.1 + 0.2, "n": 2**60}, TEST)
+    annotate_version(shown.store, "hybrid", "1.0.0", TEST, description="größer", tags={"a": "b"})
+    promote(shown.store, "hybrid", "1.0.0", TEST)
+    promote(shown.store, "hybrid", "1.1.0", TEST)
+    metadata = assert_whole(models / "hybrid/v1.0.0")
+    assert (metadata["stage"], metadata["description"], metadata["served_options"]) == ("Archived", "größer", None)
+    assert not sync_directory(shown.store, verifies=True).is_changed
