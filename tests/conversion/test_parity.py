@@ -35,9 +35,10 @@ def test_one_row_beyond_fails_unless_a_share_may_be() -> None:
     assert not report(*rows, max_share_beyond=0.2).passed
 
 
-def test_the_relative_part_grows_with_the_source_s_number() -> None:
-    assert report([[1000.0]], [[1001.0]], absolute=0.0, relative=0.01).passed
-    assert not report([[10.0]], [[11.0]], absolute=0.0, relative=0.01).passed
+def test_the_relative_part_grows_with_the_distance_from_the_column_s_middle() -> None:
+    assert report([[0.0], [0.0], [1000.0]], [[0.0], [0.0], [1001.0]], absolute=0.0, relative=0.01).passed
+    assert not report([[0.0], [0.0], [10.0]], [[0.0], [0.0], [11.0]], absolute=0.0, relative=0.01).passed
+    assert not report([[990.0], [990.0], [1000.0]], [[990.0], [990.0], [1001.0]], absolute=0.0, relative=0.01).passed
 
 
 @pytest.mark.parametrize(
@@ -108,10 +109,46 @@ def test_small_numbers_have_to_agree_as_far_as_large_ones(theirs: Any, ours: Any
 
 
 def test_noise_of_float32_is_no_difference() -> None:
-    column = np.float32(MINUTES + 1)
+    column = np.float32(MINUTES * 500 + 1)
     noisy = column + 4 * np.finfo(np.float32).eps
     assert report(column.tolist(), noisy.tolist(), absolute=1e-5, relative=0.0).passed
     assert not report(column.tolist(), (column + 1e-5).tolist(), absolute=1e-5, relative=0.0).passed
+
+
+PRICES = 50_000 + np.random.default_rng(4).normal(size=(500, 1)) * 300
+HARDLY = 50_000 + np.random.default_rng(4).normal(size=(500, 1)) * 0.1
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        pytest.param(PRICES, PRICES + 0.4, id="all-shifted"),
+        pytest.param(HARDLY, np.full_like(HARDLY, 50_000), id="one-number-for-all"),
+        pytest.param(HARDLY, 100_000 - HARDLY, id="other-direction"),
+        pytest.param(HARDLY, HARDLY + 0.02, id="noise-as-large-as-the-moves"),
+        pytest.param(
+            np.vstack([MINUTES, [[1.0]], [[-3.0]]]), np.vstack([MINUTES * 0, [[1.0]], [[-3.0]]]), id="two-large-rows"
+        ),
+    ],
+)
+def test_what_hardly_moves_is_judged_by_how_far_it_moves(theirs: Any, ours: Any) -> None:
+    assert not report(theirs, ours, absolute=1e-5, relative=1e-5).passed
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        pytest.param(PRICES, np.float32(PRICES) + 2 * np.spacing(np.float32(PRICES)), id="prices"),
+        pytest.param(HARDLY, np.float32(HARDLY) + np.spacing(np.float32(HARDLY)), id="the-next-float32"),
+        pytest.param(PRICES * 0 + 50_000, PRICES * 0 + np.float32(50_000.004), id="constant"),
+        pytest.param(CLASSES**40, CLASSES**40 + 6e-8, id="shares-that-are-nearly-all-0"),
+        pytest.param(np.exp(MINUTES * 5e6), np.exp(MINUTES * 5e6) * (1 + 1e-6), id="many-sizes"),
+        pytest.param(np.zeros((9, 2)), np.zeros((9, 2)), id="zeros"),
+        pytest.param(np.full((9, 1), NAN), np.full((9, 1), NAN), id="nothing-finite"),
+    ],
+)
+def test_what_float32_cannot_tell_apart_passes(theirs: Any, ours: Any) -> None:
+    assert report(theirs, ours, absolute=1e-5, relative=1e-5).passed
 
 
 def test_the_tolerance_is_never_more_than_what_was_said() -> None:
