@@ -1,5 +1,6 @@
 """`mmserver registry`: versions that are registered one by one, and stages; works beside a running server, which follows."""
 
+import hashlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -9,8 +10,17 @@ import click
 import msgspec
 
 from mmserver.cli.options import json_option, with_settings
-from mmserver.cli.output import print_json, print_rows
+from mmserver.cli.output import print_json, print_rows, shown
 from mmserver.cli.registry_transfer import import_, import_mlflow, sync
+from mmserver.cli.registry_values import (
+    JSON_OBJECT,
+    NAMED_VALUE,
+    SHA256,
+    check_sha256,
+    factors_from_file,
+    numbers,
+    once,
+)
 from mmserver.errors import RequestInvalid
 from mmserver.settings import Settings
 
@@ -22,43 +32,6 @@ MODEL_COLUMNS = ("name", "versions", "latest_version", "production_version", "st
 VERSION_COLUMNS = ("version", "stage", "model_type", "metrics", "size_mb", "created_at", "description")
 METRIC_COLUMNS = ("metric", "version1", "version2", "diff", "diff_pct")
 _ALL = 1_000_000_000
-
-
-class _JsonObject(click.ParamType[dict[str, Any]]):
-    """A JSON object on the command line, or `@FILE` with one."""
-
-    name = "JSON"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return value
-        try:
-            text = Path(value[1:]).read_bytes() if value.startswith("@") else value.encode()
-            return msgspec.json.decode(text, type=dict[str, Any])
-        except OSError as error:
-            self.fail(f"{value[1:]}: {error.strerror}", param, ctx)
-        except (msgspec.MsgspecError, UnicodeError) as error:
-            self.fail(f"not a JSON object: {error}", param, ctx)
-
-
-_JSON = _JsonObject()
-
-
-class _NamedValue(click.ParamType[tuple[str, str]]):
-    """`NAME=VALUE`."""
-
-    name = "NAME=VALUE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        name, sign, text = value.partition("=")
-        if not (name and sign):
-            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
-        return name, text
-
-
-_NAMED = _NamedValue()
 
 
 @click.group()
@@ -117,17 +90,23 @@ def show(settings: Settings, name: str, version: str | None, stage: str | None, 
 @click.argument("other_files", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--model-type", help="The format, where the file's name does not say it.")
 @click.option("--description", default="", help="What it is, in words.")
-@click.option("--metric", "metric", type=_NAMED, multiple=True, help="A number by name, such as ic=0.03.")
-@click.option("--metrics", type=_JSON, default="{}", help="The same as JSON, or @FILE.")
-@click.option("--params", type=_JSON, default="{}", help="How it was trained, as JSON, or @FILE.")
-@click.option("--tag", "tags", type=_NAMED, multiple=True, help="A text by name, such as desk=equity.")
+@click.option("--metric", "metric", type=NAMED_VALUE, multiple=True, help="A number by name, such as ic=0.03.")
+@click.option("--metrics", type=JSON_OBJECT, default="{}", help="The same as JSON, or @FILE.")
+@click.option("--params", type=JSON_OBJECT, default="{}", help="How it was trained, as JSON, or @FILE.")
+@click.option("--tag", "tags", type=NAMED_VALUE, multiple=True, help="A text by name, such as desk=equity.")
 @click.option("--factors", type=click.Path(path_type=Path), help="A file with the names of the inputs, one a line.")
-@click.option("--info", type=_JSON, default="{}", help="What else is known of the training, as JSON, or @FILE.")
-@click.option("--options", type=_JSON, default="{}", help="What the format asks for, as JSON, or @FILE.")
+@click.option("--info", type=JSON_OBJECT, default="{}", help="What else is known of the training, as JSON, or @FILE.")
+@click.option("--options", type=JSON_OBJECT, default="{}", help="What the format asks for, as JSON, or @FILE.")
+@click.option("--derived-from", metavar="VERSION", help="The version that it is another form of.")
+@click.option("--sha256", type=SHA256, help="Of FILE; another content is refused before it is read.")
 @with_settings("plugins_dir")
 @json_option
 def register(settings: Settings, name: str, version: str, file: Path, as_json: bool, **said: Any) -> None:
-    """Register FILE, with the OTHER_FILES that belong to it, as VERSION of NAME."""
+    """Register FILE, with the OTHER_FILES that belong to it, as VERSION of NAME.
+
+    In what is printed, file_sha256 is that of FILE, and sha256 that of all that decides how it predicts: the files, the format,
+    its options, factors and info.
+    """
     from mmserver.catalog.opening import open_store
     from mmserver.conversion.reading import ModelReader
     from mmserver.registry.registering import NewVersion, register_version
@@ -136,21 +115,24 @@ def register(settings: Settings, name: str, version: str, file: Path, as_json: b
     paths = [str(path.absolute()) for path in (file, *said["other_files"])]
     with open_store(settings, owns_data_dir=False) as store:
         source = msgspec.structs.replace(source_from_paths(paths, settings), options=said["options"])
+        check_sha256(source.file_name, source.content, said["sha256"])
         new = NewVersion(
             model_name=name,
             label=version,
             source=source,
             model_type=said["model_type"],
             description=said["description"],
-            metrics={**said["metrics"], **_numbers(said["metric"])},
+            metrics={**said["metrics"], **numbers(once(said["metric"], "metrics"))},
             training_params=said["params"],
-            tags=dict(said["tags"]),
-            factors=_factors(said["factors"]),
+            tags=once(said["tags"], "tags"),
+            factors=factors_from_file(said["factors"]),
             info=said["info"],
+            derived_from=said["derived_from"],
         )
         with closing(ModelReader(settings, store.plugins)) as reader:
             registered = register_version(store, reader, new, _actor())
-        _print_version(registered.version, as_json=as_json)
+        file_sha256 = hashlib.sha256(source.content).hexdigest()
+        _print_version(registered.version, as_json=as_json, file_sha256=file_sha256)
 
 
 @registry.command()
@@ -193,13 +175,27 @@ def retire(settings: Settings, name: str, version: str, as_json: bool) -> None:
 
 @registry.command()
 @click.argument("name")
+@click.option(
+    "--from", "from_label", metavar="VERSION", help="Only if this is in production, so that a repeat changes nothing."
+)
 @with_settings()
 @json_option
-def rollback(settings: Settings, name: str, as_json: bool) -> None:
-    """Put back into production what was there before the last promotion."""
+def rollback(settings: Settings, name: str, from_label: str | None, as_json: bool) -> None:
+    """Put back into production what was there before the last promotion; two rollbacks go back two."""
+    from mmserver.catalog.opening import open_store
+    from mmserver.errors import NotInProduction
     from mmserver.registry import stages
+    from mmserver.registry.standing import find_standing
 
-    _change(settings, lambda store: stages.rollback(store, name, _actor()), as_json=as_json)
+    with open_store(settings, owns_data_dir=False) as store:
+        seen = from_label or find_standing(store, name).production
+        if seen is None:
+            raise NotInProduction(model_name=name)
+        version = stages.rollback(store, name, _actor(), from_label=seen)
+        if as_json:
+            _print_version(version, as_json=True)
+        else:
+            click.echo(f"{name}: {shown(seen)} -> {version.label}")
 
 
 @registry.command()
@@ -246,15 +242,43 @@ def compare(settings: Settings, name: str, version1: str, version2: str, as_json
 @registry.command()
 @click.argument("name")
 @click.argument("version")
-@click.argument("values", type=_NAMED, nargs=-1, required=True)
+@click.argument("values", type=NAMED_VALUE, nargs=-1, required=True)
 @with_settings()
 @json_option
 def metrics(settings: Settings, name: str, version: str, values: tuple[tuple[str, str], ...], as_json: bool) -> None:
     """Set metrics of VERSION: ic=0.03 sharpe=1.4; one without a number (ic=) is removed."""
     from mmserver.registry.annotating import update_metrics
 
-    given = {metric: None if not text else _numbers([(metric, text)])[metric] for metric, text in values}
+    texts = once(values, "metrics")
+    given = {**dict.fromkeys(texts), **numbers({metric: text for metric, text in texts.items() if text})}
     _change(settings, lambda store: update_metrics(store, name, version, given, _actor()), as_json=as_json)
+
+
+@registry.command()
+@click.argument("name")
+@click.argument("version")
+@click.option("--description", help="What it is, in words.")
+@click.option(
+    "--tag", "tags", type=NAMED_VALUE, multiple=True, help="A text by name, such as desk=equity; the others stay."
+)
+@click.option("--remove-tag", "removed", metavar="NAME", multiple=True, help="A tag that is not true any more.")
+@with_settings()
+@json_option
+def annotate(settings: Settings, name: str, version: str, as_json: bool, **said: Any) -> None:
+    """Say something else of VERSION; what it predicts never changes."""
+    from mmserver.registry.annotating import annotate_version
+
+    description, tags, removed = said["description"], once(said["tags"], "tags"), said["removed"]
+    if description is None and not tags and not removed:
+        raise click.UsageError("nothing to say: give --description, --tag or --remove-tag")
+    if both := tags.keys() & removed:
+        raise RequestInvalid(f"tags.{min(both)}: both set and removed")
+    changes = {**tags, **dict.fromkeys(removed)}
+    _change(
+        settings,
+        lambda store: annotate_version(store, name, version, _actor(), description=description, tags=changes),
+        as_json=as_json,
+    )
 
 
 def _change(settings: Settings, change: "Callable[[Store], StagedVersion]", *, as_json: bool) -> None:
@@ -264,42 +288,23 @@ def _change(settings: Settings, change: "Callable[[Store], StagedVersion]", *, a
         _print_version(change(store), as_json=as_json)
 
 
-def _print_version(version: "StagedVersion", *, as_json: bool) -> None:
-    """As the API gives it, or one line for each of its fields."""
+def _print_version(version: "StagedVersion", *, as_json: bool, **more: str) -> None:
+    """As the API gives it, with what else there is to say, or one line for each of its fields."""
     from mmserver.web.registry_bodies import item_from_version
 
-    item = item_from_version(version)
+    item = {**msgspec.structs.asdict(item_from_version(version)), **more}
     if as_json:
         print_json(item)
         return
-    said = {name: _shown(value) for name, value in msgspec.structs.asdict(item).items()}
-    print_rows([{"field": name, "value": value} for name, value in said.items()], ("field", "value"), as_json=False)
+    print_rows(
+        [{"field": name, "value": _shown(value)} for name, value in item.items()], ("field", "value"), as_json=False
+    )
 
 
 def _shown(value: Any) -> Any:
     if isinstance(value, dict):
         return ", ".join(f"{name}={_shown(part)}" for name, part in value.items()) or None
     return value
-
-
-def _numbers(values: Any) -> dict[str, int | float]:
-    """Raises RequestInvalid for what is no number."""
-    found: dict[str, int | float] = {}
-    for name, text in values:
-        try:
-            found[name] = msgspec.json.decode(text.strip(), type=int | float)
-        except msgspec.MsgspecError:
-            raise RequestInvalid(f"metrics.{name}: {text!r} is not a number") from None
-    return found
-
-
-def _factors(file: Path | None) -> tuple[str, ...] | None:
-    if file is None:
-        return None
-    try:
-        return tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
-    except UnicodeDecodeError as error:
-        raise RequestInvalid(f"factors: {file} is not UTF-8") from error
 
 
 def _actor() -> Any:

@@ -1,5 +1,6 @@
 """`mmserver registry`: every sub-command's output, its JSON, and what a script can tell from its exit code."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -78,6 +79,7 @@ def test_a_file_is_registered_with_all_that_is_said_of_it(
     item = version(done)
     assert (item["metrics"], item["tags"]) == ({"n": 3, "ic": 0.03}, {"desk": "fx=spot"})
     assert (item["training_params"], item["description"], item["factor_count"]) == ({"eta": 0.1}, "small", 2)
+    assert item.pop("file_sha256") == hashlib.sha256(files[0].read_bytes()).hexdigest()
     assert version(call("show", "hybrid", "latest", "--json")) == item
 
 
@@ -117,6 +119,47 @@ def test_metrics_are_set_and_removed(two: Callable[..., Any]) -> None:
     assert "is not NAME=VALUE" in two("metrics", "hybrid", "1.9.0", "ic", code=2).stderr
 
 
+def test_a_description_and_tags_are_changed_afterwards(two: Callable[..., Any]) -> None:
+    done = two("annotate", "hybrid", "1.9.0", "--description", "wide", "--tag", "desk=fx", "--tag", "old=a=b", "--json")
+    item = version(done)
+    assert (item["description"], item["tags"]) == ("wide", {"desk": "fx", "old": "a=b"})
+    item = version(two("annotate", "hybrid", "1.9.0", "--tag", "desk=", "--remove-tag", "old", "--json"))
+    assert (item["description"], item["tags"]) == ("wide", {"desk": ""})
+    item = version(two("annotate", "hybrid", "1.9.0", "--description", "", "--json"))
+    assert (item["description"], item["tags"]) == ("", {"desk": ""})
+    assert version(two("show", "hybrid", "1.9.0", "--json")) == item
+
+
+def test_a_version_says_which_one_it_was_made_of(two: Callable[..., Any], files: list[Path]) -> None:
+    item = version(two("register", "hybrid", "1.9.0+small", files[1], "--derived-from", "1.9.0", "--json"))
+    assert item["derived_from"] == "1.9.0"
+    refused = two("register", "hybrid", "2.0.0", files[1], "--derived-from", "1.8.0", code=2)
+    assert "derived_from: hybrid has no version '1.8.0'" in refused.stderr
+
+
+def test_a_file_with_another_hash_than_was_said_is_not_registered(call: Callable[..., Any], files: list[Path]) -> None:
+    expected, found = (hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+    refused = call("register", "hybrid", "1.0.0", files[1], "--sha256", expected, code=2)
+    assert f"sha256: model1.json has {found}; nothing was registered" in refused.stderr
+    assert "64 hexadecimal digits" in call("register", "hybrid", "1.0.0", files[1], "--sha256", "ab", code=2).stderr
+    assert json.loads(call("list", "--json").stdout) == {"items": []}
+    done = call("register", "hybrid", "1.0.0", files[1], "--sha256", found.upper(), "--json")
+    assert version(done)["file_sha256"] == found
+
+
+def test_a_rollback_says_what_it_did_and_one_that_is_repeated_goes_back_once(
+    two: Callable[..., Any], files: list[Path]
+) -> None:
+    two("register", "hybrid", "1.11.0", files[0], "--info", '{"n": 1}')
+    for label in ("1.9.0", "1.10.0", "1.11.0"):
+        two("promote", "hybrid", label)
+    assert two("rollback", "hybrid", "--from", "1.11.0").stdout == "hybrid: 1.11.0 -> 1.10.0\n"
+    refused = two("rollback", "hybrid", "--from", "1.11.0", code=3)
+    assert "the production of hybrid is at 1.10.0 now; nothing was changed" in refused.stderr
+    assert version(two("show", "hybrid", "production", "--json"))["version"] == "1.10.0"
+    assert two("rollback", "hybrid").stdout == "hybrid: 1.10.0 -> 1.9.0\n"
+
+
 def test_two_versions_are_compared(two: Callable[..., Any]) -> None:
     lines = two("compare", "hybrid", "1.9.0").stdout.splitlines()
     assert [line.split("\t")[:3] for line in lines[:2]] == [["metric", "version1", "version2"], ["ic", "0.03", "0.04"]]
@@ -144,6 +187,19 @@ def test_deleting_asks_and_takes_the_model_with_its_last_version(two: Callable[.
         pytest.param(("register", "hybrid", "1.9.0", "model1.json"), 3, "other content", id="a label that is taken"),
         pytest.param(("register", "hybrid", "2.0.0", "none.json"), 2, "no such file", id="no such file"),
         pytest.param(("register", "hybrid", "2.0.0", "torn.json"), 2, "torn.json", id="a torn file"),
+        pytest.param(("annotate", "hybrid", "1.9.0"), 2, "nothing to say", id="no annotation"),
+        pytest.param(
+            ("annotate", "hybrid", "9.9.9", "--tag", "a=b"), 4, "no version '9.9.9'", id="nothing to annotate"
+        ),
+        pytest.param(
+            ("annotate", "hybrid", "1.9.0", "--tag", "a=b", "--remove-tag", "a"),
+            *(2, "tags.a: both set and removed"),
+            id="a tag set and removed",
+        ),
+        pytest.param(
+            ("annotate", "hybrid", "1.9.0", "--tag", "a=b", "--tag", "a=c"), 2, "tags.a: given twice", id="a tag twice"
+        ),
+        pytest.param(("metrics", "hybrid", "1.9.0", "a=1", "a=2"), 2, "metrics.a: given twice", id="a metric twice"),
         pytest.param(
             ("register", "hybrid", "2.0.0", "model0.json", "--metrics", "[1]"), 2, "not a JSON object", id="no object"
         ),
