@@ -6,6 +6,7 @@ without any text of the exception, and the traceback is in the log under the req
 `python -m mmserver.web.errors` prints docs/errors.md.
 """
 
+import html
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -192,6 +193,8 @@ def _response(problem: Problem) -> flask.Response:
 def problem_content(problem: Problem, path: str, request_id: str) -> tuple[bytes, str]:
     """The body in the form that clients of this path expect, and its media type."""
     said: dict[str, Any]
+    if path.startswith("/ui/"):
+        return _plain_page(problem, request_id), "text/html; charset=utf-8"
     if path == "/v2" or path.startswith("/v2/"):
         said = {"error": _open_inference_text(problem, path), "code": problem.code, "request_id": request_id}
         return json_bytes(said), JSON_MEDIA_TYPE
@@ -202,6 +205,20 @@ def problem_content(problem: Problem, path: str, request_id: str) -> tuple[bytes
             said["errors"] = problem.errors
         return json_bytes(said), JSON_MEDIA_TYPE
     return json_bytes(problem.body(request_id)), PROBLEM_MEDIA_TYPE
+
+
+def _plain_page(problem: Problem, request_id: str) -> bytes:
+    """For people whose request never came to the application, which has the templates."""
+    was_too_large = problem.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    again = "<p>Go back to change it and try again: what you typed is still there.</p>" if was_too_large else ""
+    title, detail = html.escape(problem.title), html.escape(problem.detail)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>'
+        f'{title} · mmserver</title><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"></head><body><main><h1>{title}</h1><p>{detail}</p>{again}'
+        f"<p>Code <code>{problem.code}</code>, request <code>{html.escape(request_id)}</code></p>"
+        '<p><a href="/ui/">All models</a></p></main></body></html>'
+    ).encode()
 
 
 def wants_page(request: flask.Request) -> bool:

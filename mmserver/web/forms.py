@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flask
@@ -43,10 +44,24 @@ def lines_of(text: str) -> str:
     return "\n".join(text.strip().splitlines())
 
 
+FIELD_BY_CODE: Mapping[str, str] = MappingProxyType(
+    {
+        errors.NameInvalid.code: "name",
+        errors.VersionInvalid.code: "version",
+        errors.VersionTaken.code: "version",
+        errors.ArtifactInvalid.code: "file",
+        errors.UploadTooLarge.code: "file",
+    }
+)
+"""Which field of a form an error is about that names none itself."""
+
+
 def refused_form(error: errors.MmserverError, template: str, typed: Mapping[str, str], **values: Any) -> flask.Response:
     """The form once more: what is wrong with it, in words and beside the fields, and everything that was typed."""
     problem = problem_from_error(error)
     messages: dict[str, list[str]] = {}
+    if problem.code in FIELD_BY_CODE:
+        messages[FIELD_BY_CODE[problem.code]] = [problem.detail]
     for place in problem.errors:
         field = _field(place["loc"])
         deeper = place["loc"][len(field) :].lstrip(".")
@@ -55,6 +70,12 @@ def refused_form(error: errors.MmserverError, template: str, typed: Mapping[str,
     response = render_page(template, typed=typed, refused=said, messages=messages, **values)
     response.status_code = problem.status
     response.headers.extend(problem.headers)
+    return response
+
+
+def uncached(response: flask.Response) -> flask.Response:
+    """A page with a form: of what is never stored, browsers lose what was typed when somebody goes back to it."""
+    response.headers["Cache-Control"] = "private, no-cache"
     return response
 
 

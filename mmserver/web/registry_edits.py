@@ -14,7 +14,7 @@ from mmserver.registry import annotating, removing, versions
 from mmserver.registry.fields import checked_description, checked_metrics, checked_tags
 from mmserver.registry.versions import ListedVersion, RegisteredVersion
 from mmserver.web.current import current_actor, current_store
-from mmserver.web.forms import CORRECTABLE, lines_of, read_form, refused_form
+from mmserver.web.forms import CORRECTABLE, lines_of, read_form, refused_form, uncached
 from mmserver.web.registry import reference_from_text
 from mmserver.web.registry_bodies import stage_name
 from mmserver.web.registry_rows import version_path
@@ -31,7 +31,7 @@ _PAGE = "registered_edit.html"
 def get_edit_page(model_name: str, version: str) -> Response:
     """The description, metrics and tags of a version, to be changed."""
     found = versions.get_version(current_store(), model_name, reference_from_text(version))
-    return _uncached(render_page(_PAGE, typed=_typed(found), **_shown(found)))
+    return uncached(render_page(_PAGE, typed=_typed(found), **_shown(found)))
 
 
 def post_edit(model_name: str, version: str) -> Response:
@@ -52,7 +52,7 @@ def post_edit(model_name: str, version: str) -> Response:
             store, model_name, found.label, by, description=description, tags=_changes(found.tags, tags)
         )
     except CORRECTABLE as error:
-        return _uncached(refused_form(error, _PAGE, typed, **_shown(found)))
+        return uncached(refused_form(error, _PAGE, typed, **_shown(found)))
     return flask.redirect(version_path(model_name, found.label), 303)
 
 
@@ -101,12 +101,7 @@ def _fingerprint(found: ListedVersion) -> str:
 def _changed_meanwhile(found: RegisteredVersion, typed: Mapping[str, str]) -> Response:
     response = render_page(_PAGE, typed=typed, now=_typed(found), **_shown(found))
     response.status_code = 412
-    return _uncached(response)
-
-
-def _uncached(response: flask.Response) -> flask.Response:
-    response.headers["Cache-Control"] = "private, no-cache"  # of what is never stored, browsers lose what was typed
-    return response
+    return uncached(response)
 
 
 # --- forgetting a version ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import urllib.parse
 from collections import Counter
+from typing import Any
 
 import flask
 from werkzeug.wrappers import Response
@@ -14,7 +15,7 @@ from mmserver.registry.semantic_versions import precedence
 from mmserver.web import registry_rows
 from mmserver.web.current import current_actor, current_model_reader, current_store
 from mmserver.web.figures import size
-from mmserver.web.forms import read_form
+from mmserver.web.forms import CORRECTABLE, read_form, refused_form, uncached
 from mmserver.web.listing import listing_from_request
 from mmserver.web.registry import reference_from_text
 from mmserver.web.registry_bodies import StageName, stage_name
@@ -171,27 +172,31 @@ def post_rollback(model_name: str) -> Response:
 
 def get_register_page() -> Response:
     """The form that a version is uploaded with."""
-    store = current_store()
-    response = render_page(
-        "register.html",
-        model_name=query_text(flask.request, "name") or "",
-        derived_from=query_text(flask.request, "derived_from") or "",
-        formats=sorted(store.plugins.model_formats, key=lambda found: found.name),
-        max_size=size(store.settings.max_artifact_bytes),
-        read_only=store.read_only,
-    )
-    response.headers["Cache-Control"] = "private, no-cache"  # of what is never stored, browsers lose what was typed
-    return response
+    known = {name: query_text(flask.request, name) or "" for name in ("name", "derived_from")}
+    return uncached(render_page("register.html", typed=known, **_form_facts()))
 
 
 def post_register() -> Response:
-    """Register what the form brings, then show the version."""
+    """Register what the form brings, then show the version; the form again with all that was typed where that is refused."""
     store = current_store()
     store.check_writable()
-    with current_model_reader().turn() as reader:
-        new = read_new_version_form(flask.request, store.settings)
-        registered = register_version(store, reader, new, current_actor())
+    typed: dict[str, str] = {}
+    try:
+        with current_model_reader().turn() as reader:
+            new = read_new_version_form(flask.request, store.settings, typed)
+            registered = register_version(store, reader, new, current_actor())
+    except CORRECTABLE as error:
+        return uncached(refused_form(error, "register.html", typed, **_form_facts()))
     return flask.redirect(version_path(new.model_name, registered.version.label), 303)
+
+
+def _form_facts() -> dict[str, Any]:
+    store = current_store()
+    return {
+        "formats": sorted(store.plugins.model_formats, key=lambda found: found.name),
+        "max_size": size(store.settings.max_artifact_bytes),
+        "read_only": store.read_only,
+    }
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------------

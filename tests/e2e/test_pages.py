@@ -277,9 +277,9 @@ def test_a_version_is_uploaded_promoted_and_rolled_back_by_clicking_without_a_sc
     page.get_by_label("Metrics").fill('{"ic": 0.05}')
     page.get_by_role("button", name="Register").click()
     assert "not a semantic version" in page.inner_text("main")
-    page.go_back()
     assert page.get_by_label("Model", exact=True).input_value() == "clicked", "what was typed is still there"
     page.get_by_label("Version", exact=True).fill("1.1.0")
+    page.get_by_label("Model file").set_input_files(file)
     page.get_by_role("button", name="Register").click()
     page.wait_for_url("**/ui/models/clicked/versions/1.1.0")
     assert "0.05000" in page.inner_text("main")
@@ -308,6 +308,28 @@ def test_a_watched_model_is_pinned_and_unpinned_by_clicking(open_page: Callable[
     page.get_by_role("button", name="Unpin").click()
     page.wait_for_url("**/ui/models/pages")
     assert site.item("pages")["version"] == newest
+
+
+@pytest.mark.parametrize("size", [1_500_000, 9_000_000], ids=["over what files may have", "over what a body may have"])
+def test_a_file_over_the_limit_is_refused_by_a_page_and_what_was_typed_is_still_there(
+    browser: Any, servers: Any, tmp_path: Path, size: int
+) -> None:
+    server = servers.start(MMSERVER_MAX_ARTIFACT_BYTES="1MiB")
+    (tmp_path / "model.json").write_bytes(b" " * size)
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{server.url}/ui/register")
+    page.get_by_label("Version", exact=True).fill("1.0.0")
+    page.get_by_label("Model", exact=True).fill("large")
+    page.get_by_label("Metrics").fill('{"ic": 0.05}')
+    page.get_by_label("Model file").set_input_files(tmp_path / "model.json")
+    page.get_by_role("button", name="Register").click()
+    page.get_by_text("max_artifact_bytes allows").first.wait_for()
+    if size > 2 << 20:
+        page.go_back()
+    assert page.get_by_label("Metrics").input_value() == '{"ic": 0.05}'
+    assert page.get_by_label("Version", exact=True).input_value() == "1.0.0"
+    context.close()
 
 
 def test_an_upload_of_megabytes_is_taken_by_the_form_and_by_no_other_page(site: Any, artifacts: Any) -> None:

@@ -11,7 +11,7 @@ import flask
 import pytest
 
 from mmserver import errors
-from mmserver.web.errors import errors_markdown, problem_from_error, status_of
+from mmserver.web.errors import errors_markdown, problem_content, problem_from_error, status_of
 
 DOCS = Path(__file__).parents[2] / "docs" / "errors.md"
 
@@ -186,3 +186,14 @@ def test_a_detail_without_end_is_shortened() -> None:
 
 def test_the_documented_codes_are_those_that_exist() -> None:
     assert DOCS.read_text() == errors_markdown(), "run: python -m mmserver.web.errors > docs/errors.md"
+
+
+def test_who_looks_at_pages_is_told_in_a_page_what_the_server_refuses_before_the_application() -> None:
+    problem = problem_from_error(errors.UploadTooLarge(what="<b>", setting="max_artifact_bytes", limit_bytes=5))
+    content, media_type = problem_content(problem, "/ui/register", "abc")
+    assert media_type == "text/html; charset=utf-8"
+    text = content.decode()
+    assert "&lt;b&gt; is larger than the 5 bytes that max_artifact_bytes allows" in text
+    assert "what you typed is still there" in text
+    assert "<b>" not in text
+    assert problem_content(problem, "/api/ml/registry/models", "abc")[1] == "application/problem+json"

@@ -1,5 +1,6 @@
 """The registry's pages: versions, one of them, two side by side, stages and uploads, all by links and forms."""
 
+import html
 import io
 import itertools
 import json
@@ -503,26 +504,91 @@ def test_a_form_that_does_not_fit_is_answered_by_a_page_that_names_the_field(
     response = submit(site, models[0], **fields)
     assert response.status_code == 400
     assert response.mimetype == "text/html"
-    assert place in Page(response.text).text
-    assert "what you typed is still there" in response.text
+    shown = Page(response.text)
+    assert all(part in shown.text for part in place.split("."))
+    assert "Nothing was registered." in shown.text
+    assert shown.open == []
+    wrong = [attributes["name"] for _, attributes in shown.elements if attributes.get("aria-invalid")]
+    assert wrong == [place.partition(".")[0]]
+    values = {field["name"]: field.get("value") for field in shown.all("input") if field["type"] == "text"}
+    assert {name: values[name] for name in fields if name in values} == {
+        name: text for name, text in fields.items() if name in values
+    }
     assert "n" not in site.store.catalog.models
 
 
-def test_a_file_that_is_missing_damaged_or_too_large_is_refused_by_a_page(
+TYPED = {
+    "description": "two\nlines <b> ☃",
+    "metrics": '{"ic": 0.03}',
+    "training_params": '{"hidden": 256}',
+    "tags": '{"desk": "fx"}',
+    "factors": "a\nb\nc",
+    "info": '{"note": "</textarea>"}',
+    "options": "{}",
+}
+
+
+def typed_again(text: str) -> dict[str, str]:
+    """What stands in the text areas of the page."""
+    found = re.findall(r'<textarea id="[^"]+" name="([^"]+)"[^>]*>(.*?)</textarea>', text, re.DOTALL)
+    return {name: html.unescape(said).replace("\r\n", "\n") for name, said in found}
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content", "status", "words"),
+    [
+        pytest.param("", b"", 400, "choose the model’s file", id="none chosen"),
+        pytest.param("model.json", b"", 400, "'model.json' is empty", id="empty"),
+        pytest.param("model.json", b'{"learner": {', 400, "model.json", id="cut off"),
+        pytest.param("model.abacus", b"1", 400, "model_type", id="of no known format"),
+        pytest.param("model.json", b" " * 200_001, 413, "max_artifact_bytes", id="too large"),
+    ],
+)
+def test_a_file_that_cannot_be_taken_is_said_in_words_and_what_was_typed_is_kept(
+    site: Any, name: str, file_name: str, content: bytes, status: int, words: str
+) -> None:
+    refused = submit(site, content, file_name, name=name, version="1.0.0", **TYPED)
+    shown = Page(refused.text)
+    assert (refused.status_code, refused.mimetype, shown.open) == (status, "text/html", [])
+    assert words in " ".join(shown.text.split())
+    assert "Only the files have to be chosen again" in shown.text
+    assert typed_again(refused.text) == TYPED
+    values = {field["name"]: field.get("value") for field in shown.all("input") if field["type"] == "text"}
+    assert (values["name"], values["version"]) == (name, "1.0.0")
+    assert "open" in shown.all("details")[0]
+    assert name not in site.store.catalog.models
+
+
+def test_another_file_does_not_stand_in_for_the_model_that_was_not_chosen(
     site: Any, name: str, models: list[bytes]
 ) -> None:
-    nothing = site.client.post(
-        "/ui/register", data={"name": name, "version": "1.0.0", "file": (io.BytesIO(b""), "")}, headers=OURS,
-        content_type="multipart/form-data",
-    )  # fmt: skip
-    assert (nothing.status_code, "the part is missing" in nothing.text) == (400, True)
-    cut = submit(site, models[0][:500], name=name, version="1.0.0")
-    assert (cut.status_code, cut.mimetype) == (400, "text/html")
-    unread = submit(site, models[0], "model.abacus", name=name, version="1.0.0")
-    assert (unread.status_code, "model_type" in unread.text) == (400, True)
-    large = submit(site, b" " * 200_001, name=name, version="1.0.0")
-    assert (large.status_code, "max_artifact_bytes" in large.text) == (413, True)
-    assert submit(site, b"", "model.json", name=name, version="1.0.0").status_code == 400
+    data = {"name": name, "version": "1.0.0", "file": [(io.BytesIO(b""), ""), (io.BytesIO(models[0]), "model.json")]}
+    refused = site.client.post("/ui/register", data=data, headers=OURS, content_type="multipart/form-data")
+    assert (refused.status_code, "choose the model’s file" in refused.text) == (400, True)
+    assert name not in site.store.catalog.models
+
+
+def test_a_body_that_breaks_off_registers_nothing_and_keeps_what_had_arrived(
+    site: Any, name: str, models: list[bytes]
+) -> None:
+    head = (
+        f'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\n{name}\r\n'
+        '--b\r\nContent-Disposition: form-data; name="version"\r\n\r\n1.0.0\r\n'
+        '--b\r\nContent-Disposition: form-data; name="file"; filename="model.json"\r\n\r\n'
+    )
+    body = head.encode() + models[0]
+    refused = site.client.post("/ui/register", data=body, headers=OURS, content_type="multipart/form-data; boundary=b")
+    shown = Page(refused.text)
+    assert (refused.status_code, "not a whole multipart body" in shown.text) == (400, True)
+    assert name in [field.get("value") for field in shown.all("input")]
+    assert name not in site.store.catalog.models
+
+
+def test_an_upload_with_a_field_that_the_form_does_not_have_is_refused(
+    site: Any, name: str, models: list[bytes]
+) -> None:
+    refused = submit(site, models[0], name=name, version="1.0.0", stage="Production")
+    assert (refused.status_code, "this form has no such field" in refused.text) == (400, True)
     assert name not in site.store.catalog.models
 
 
