@@ -31,6 +31,9 @@ class DeadlineTransport(httpx.BaseTransport):
     def __init__(self, ssl_context: ssl.SSLContext | None, n_connections: int, keep_alive_s: float) -> None:
         self._deadline = Deadline()
         self._backend = _Backend(self._deadline)
+        self._lock = threading.Lock()
+        self._n_calls = 0
+        self._is_closed = False
         self._pool = httpcore.ConnectionPool(
             ssl_context=ssl_context,
             max_connections=n_connections,
@@ -42,11 +45,18 @@ class DeadlineTransport(httpx.BaseTransport):
     @contextmanager
     def within(self, at_s: float) -> Iterator[None]:
         """What this thread does in the block is over at that time."""
+        with self._lock:
+            self._n_calls += 1
         self._deadline.at_s = at_s
         try:
             yield
         finally:
             self._deadline.at_s = float("inf")
+            with self._lock:
+                self._n_calls -= 1
+                is_last = self._is_closed and not self._n_calls
+            if is_last:
+                self._pool.close()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; its body and the answer's are streams."""
@@ -65,9 +75,21 @@ class DeadlineTransport(httpx.BaseTransport):
         )
 
     def close(self) -> None:
-        """Close every connection, and wake every thread that waits on one: its call fails."""
+        """End every connection, and wake every thread that waits on one: its call fails.
+
+        The sockets are closed when the last such call has ended: the number of one that is closed under a thread is given to the
+        next file or socket that anybody opens, on which that thread would wait.
+        """
+        with self._lock:
+            self._is_closed = True
+            is_last = not self._n_calls
         self._backend.shut_down()
-        self._pool.close()
+        if is_last:
+            self._pool.close()
+
+    def abandon(self) -> None:
+        """Close this process's copies of the sockets; the process that it was forked from goes on using its own."""
+        self._backend.abandon()
 
 
 class _Body(httpx.SyncByteStream):
@@ -139,6 +161,10 @@ class _Backend(httpcore.NetworkBackend):
         for stream in streams:
             stream.shut_down()
 
+    def abandon(self) -> None:
+        for stream in list(self._open):  # without the lock: see `Session.successor`
+            stream.abandon()
+
 
 class _Stream(httpcore.NetworkStream):
     """A connection on which nothing waits longer than the calling thread's deadline allows."""
@@ -147,6 +173,8 @@ class _Stream(httpcore.NetworkStream):
         self._stream = stream
         self._deadline = deadline
         self._backend = backend
+        self._lock = threading.Lock()
+        self._is_closed = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self._stream.read(max_bytes, _left_s(self._deadline, timeout, httpcore.ReadTimeout))
@@ -155,7 +183,9 @@ class _Stream(httpcore.NetworkStream):
         self._stream.write(buffer, _left_s(self._deadline, timeout, httpcore.WriteTimeout))
 
     def close(self) -> None:
-        self._stream.close()
+        with self._lock:
+            self._is_closed = True
+            self._stream.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
@@ -169,9 +199,14 @@ class _Stream(httpcore.NetworkStream):
     def shut_down(self) -> None:
         """End it from another thread: whoever reads gets the end of the stream."""
         connection = self._stream.get_extra_info("socket")
-        if isinstance(connection, socket.socket):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            if isinstance(connection, socket.socket) and not self._is_closed:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def abandon(self) -> None:
+        """Close this process's copy of it, after a fork."""
+        self._stream.close()
 
 
 def _left_s(deadline: Deadline, timeout_s: float | None, late: type[httpcore.TimeoutException]) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpcore
 import pytest
+from httpcore._backends.sync import SyncStream
 
 from mmserver.client import ClientClosed, ModelClient, SignalValidator, SyncModelClient
 from tests.client.conftest import Ask, Misbehaving, answer, threads_end
@@ -186,6 +187,40 @@ def test_whoever_is_cancelled_while_a_client_is_opened_can_open_it_later(misbeha
             assert client.available
 
     asyncio.run(run())
+
+
+def test_no_socket_is_closed_under_a_thread_that_reads_from_it(
+    misbehaving: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number would be given to the next one that is opened, and the thread would wait on that."""
+    reading, closed = threading.Event(), threading.Event()
+    sockets: list[tuple[socket.socket, bool]] = []
+    read = SyncStream.read
+
+    def read_late(stream: Any, *args: Any, **options: Any) -> Any:
+        reading.set()
+        assert closed.wait(30)
+        sockets.append((stream._sock, stream._sock.fileno() >= 0))
+        return read(stream, *args, **options)
+
+    monkeypatch.setattr(SyncStream, "read", read_late)
+    client, caught = SyncModelClient(misbehaving(lambda *_: None).url), []
+
+    def ask() -> None:
+        with pytest.raises(ClientClosed) as raised:
+            client.list_models()
+        caught.append(raised)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert reading.wait(30)
+    client.cleanup()
+    closed.set()
+    thread.join(30)
+    assert len(caught) == 1
+    [(used, was_open)] = sockets
+    assert was_open
+    assert used.fileno() == -1, "it is left open"
 
 
 # --- the watching of health -------------------------------------------------------------------------------------------
