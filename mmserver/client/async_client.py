@@ -17,20 +17,37 @@ from mmserver.client.parts import KEEP_ALIVE_S, N_CONNECTIONS, ClientParts
 from mmserver.client.sessions import Session
 
 T = TypeVar("T")
+OTHER_LOOP = "this client was used in another event loop; cleanup(), there if it still runs, and initialize() open it in this one"
 
 
 class AsyncSession(Session):
     """Connections for an event loop, and the task that watches the server's health."""
+
+    closed: asyncio.Event
 
     def __init__(self, transport: httpx.AsyncHTTPTransport) -> None:
         super().__init__()
         self.transport = transport
         self.closed = asyncio.Event()
         self._health: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def is_closed(self) -> bool:
-        """Whether it is over."""
-        return self.closed.is_set()
+    def check_open(self) -> None:
+        """Whether anything may be asked by it, here.
+
+        Raises:
+            ClientClosed
+            RuntimeError: another event loop has its connections.
+        """
+        super().check_open()
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise RuntimeError(OTHER_LOOP)
+
+    def abandon(self) -> None:
+        """Leave it to the parent, in a forked process, whose event loop it belongs to: here is nothing to do."""
 
     def start(self, watch_health: Coroutine[Any, Any, None]) -> None:
         """Watch the server's health in a task."""
@@ -44,7 +61,11 @@ class AsyncSession(Session):
 
     async def close(self) -> None:
         """End everything, at once."""
+        if self._loop not in (None, asyncio.get_running_loop()) and not self._loop.is_closed():
+            raise RuntimeError(OTHER_LOOP)
         self.closed.set()
+        if self._loop is not None and self._loop.is_closed():
+            return  # what belonged to it ended with it
         try:
             if self._health is not None:
                 self._health.cancel()
@@ -70,17 +91,18 @@ class ModelClient(ClientParts[AsyncSession], Calls, AsyncCaller):
     async def initialize(self) -> None:
         """Look whether the server is there, and go on looking; a server that is away is no error. Opens a closed client again."""
         session = self._reopened_session()
+        session.check_open()
         with session.beginning_to_watch() as is_first:
             if is_first:
                 await self._check_health(session)
-                session.start(self._watch_health(session))
+                self._begin_watching(session)
 
     async def cleanup(self) -> None:
         """End everything, at once: calls that are under way fail, and watches end.
 
         Calls raise ClientClosed from now on, until `initialize`.
         """
-        await self._session.close()
+        await self._session_here().close()
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -95,7 +117,7 @@ class ModelClient(ClientParts[AsyncSession], Calls, AsyncCaller):
 
     async def call(self, call: Call[T]) -> T:
         """Make one call, again where that is safe; all of it within its time."""
-        return await self._call(self._session, call)
+        return await self._call(self._session_here(), call)
 
     async def _call(self, session: AsyncSession, call: Call[T]) -> T:
         requests = self._requests
@@ -117,7 +139,7 @@ class ModelClient(ClientParts[AsyncSession], Calls, AsyncCaller):
 
     async def run(self, flow: Flow[T]) -> T:
         """Make the calls of a flow; what it returns."""
-        session = self._session
+        session = self._session_here()
         try:
             step = next(flow)
             while True:
@@ -135,7 +157,7 @@ class ModelClient(ClientParts[AsyncSession], Calls, AsyncCaller):
 
     async def iterate(self, flow: Flow[None]) -> AsyncGenerator[Any, None]:
         """What a flow finds, until it ends or the client is closed."""
-        session = self._session
+        session = self._session_here()
         session.check_open()
         try:
             step = next(flow)
@@ -205,6 +227,12 @@ class ModelClient(ClientParts[AsyncSession], Calls, AsyncCaller):
 
     # --- health -------------------------------------------------------------------------------------------------------
 
+    def _session_here(self) -> AsyncSession:
+        return super()._session_here() if _running_loop() is not None else self._session
+
+    def _begin_watching(self, session: AsyncSession) -> None:
+        session.start(self._watch_health(session))
+
     async def _watch_health(self, session: AsyncSession) -> None:
         while not session.is_closed():
             await session.pause(self._health_interval_s)
@@ -219,3 +247,10 @@ class ModelClient(ClientParts[AsyncSession], Calls, AsyncCaller):
             session.availability.note_failed_check(error)
         else:
             session.availability.note_check(is_ready=is_ready)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,5 +1,6 @@
 """What both clients are made of besides their way of waiting."""
 
+import os
 import ssl
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -50,16 +51,39 @@ class ClientParts(ABC, Generic[S]):
         self.downloading = Downloading(self.url, cache, lambda: self.is_initialized and not self.available)
         self._ssl_context: ssl.SSLContext | None = _ssl_context(verify) if self._requests.address.is_encrypted else None
         self._session = self._new_session()
+        self._of_ancestors: list[S] = []
+        """Kept, so that nothing tidies them away: what an event loop's connections hold is shared with the parent's."""
 
     @abstractmethod
     def _new_session(self) -> S:
         """Make what a client of this kind waits with; nothing is connected yet."""
 
+    @abstractmethod
+    def _begin_watching(self, session: S) -> None:
+        """Look at the server's health again and again, from one interval on."""
+
     def _reopened_session(self) -> S:
         """The session; a new one where `cleanup` ended the last."""
-        session = self._session
+        session = self._session_here()
         if session.is_closed():
             self._session = session = session.successor(self._new_session)
+        return session
+
+    def _session_here(self) -> S:
+        """The session; in a process that was forked since, one that has the same state and connections of its own."""
+        session = self._session
+        return session if session.pid == os.getpid() else self._session_after_fork(session)
+
+    def _session_after_fork(self, inherited: S) -> S:
+        fresh = self._new_session()
+        fresh.take_state_of(inherited)
+        self._session = session = inherited.successor(lambda: fresh)
+        if session is fresh:  # of this process's threads we are the first
+            inherited.abandon()
+            self._of_ancestors.append(inherited)
+            if inherited.is_watched and not session.is_closed():
+                with session.beginning_to_watch():
+                    self._begin_watching(session)
         return session
 
     @property
@@ -70,16 +94,17 @@ class ClientParts(ABC, Generic[S]):
     @property
     def available(self) -> bool:
         """Whether the server answered the last health check, and nobody has met it away since. False before `initialize` and after `cleanup`."""
-        return self._session.is_available
+        return self._session_here().is_available
 
     @property
     def is_initialized(self) -> bool:
         """Whether the health of the server is being watched."""
-        return self._session.is_watched and not self._session.is_closed()
+        session = self._session_here()
+        return session.is_watched and not session.is_closed()
 
     def note_away(self, error: ClientError) -> None:
         """Take the server for away until a health check succeeds, for this error of a call."""
-        self._session.availability.note_away(error)
+        self._session_here().availability.note_away(error)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"

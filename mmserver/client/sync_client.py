@@ -23,15 +23,17 @@ T = TypeVar("T")
 class SyncSession(Session):
     """Connections for threads, and the thread that watches the server's health."""
 
+    closed: threading.Event
+
     def __init__(self, transport: DeadlineTransport) -> None:
         super().__init__()
         self.transport = transport
         self.closed = threading.Event()
         self._health: threading.Thread | None = None
 
-    def is_closed(self) -> bool:
-        """Whether it is over."""
-        return self.closed.is_set()
+    def abandon(self) -> None:
+        """Leave it to the parent, in a forked process."""
+        self.transport.abandon()
 
     def start(self, watch_health: Callable[[], None]) -> None:
         """Watch the server's health in a thread."""
@@ -62,14 +64,14 @@ class SyncModelClient(ClientParts[SyncSession], Calls, SyncCaller):
         with session.beginning_to_watch() as is_first:
             if is_first:
                 self._check_health(session)
-                session.start(partial(self._watch_health, session))
+                self._begin_watching(session)
 
     def cleanup(self) -> None:
         """End everything, at once: calls that are under way in other threads fail, and watches end.
 
         Calls raise ClientClosed from now on, until `initialize`.
         """
-        self._session.close()
+        self._session_here().close()
 
     def __enter__(self) -> Self:
         self.initialize()
@@ -84,7 +86,7 @@ class SyncModelClient(ClientParts[SyncSession], Calls, SyncCaller):
 
     def call(self, call: Call[T]) -> T:
         """Make one call, again where that is safe; all of it within its time."""
-        return self._call(self._session, call)
+        return self._call(self._session_here(), call)
 
     def _call(self, session: SyncSession, call: Call[T]) -> T:
         requests = self._requests
@@ -106,7 +108,7 @@ class SyncModelClient(ClientParts[SyncSession], Calls, SyncCaller):
 
     def run(self, flow: Flow[T]) -> T:
         """Make the calls of a flow; what it returns."""
-        session = self._session
+        session = self._session_here()
         try:
             step = next(flow)
             while True:
@@ -124,7 +126,7 @@ class SyncModelClient(ClientParts[SyncSession], Calls, SyncCaller):
 
     def iterate(self, flow: Flow[None]) -> Generator[Any, None, None]:
         """What a flow finds, until it ends or the client is closed."""
-        session = self._session
+        session = self._session_here()
         session.check_open()
         try:
             step = next(flow)
@@ -181,6 +183,9 @@ class SyncModelClient(ClientParts[SyncSession], Calls, SyncCaller):
         return answer
 
     # --- health -------------------------------------------------------------------------------------------------------
+
+    def _begin_watching(self, session: SyncSession) -> None:
+        session.start(partial(self._watch_health, session))
 
     def _watch_health(self, session: SyncSession) -> None:
         while not session.closed.wait(self._health_interval_s):
