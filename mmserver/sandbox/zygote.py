@@ -45,7 +45,9 @@ _ENCODINGS = (
     "utf-32-le",
     "utf-32-be",
     "cp1252",
+    "cp437",
 )
+"""The last is that of names in zip archives, as most programs but PyTorch write them."""
 
 Handlers = Mapping[str, Callable[[bytes], bytes]]
 

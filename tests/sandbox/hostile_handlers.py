@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import fcntl
 import gzip
+import io
 import mmap
 import os
 import signal
@@ -11,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import zipfile
 import zlib
 
 import brotli
@@ -70,6 +72,11 @@ def libraries(request):
     rest = zlib.decompress(zlib.compress(request))
     rest = gzip.decompress(gzip.compress(rest))
     rest = brotli.decompress(brotli.compress(rest))
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as written:
+        written.writestr("a/b", rest)
+    with zipfile.ZipFile(archive) as opened:
+        rest = opened.read("a/b")
     rest = zstandard.ZstdDecompressor().decompress(zstandard.ZstdCompressor().compress(rest))
     return msgspec.msgpack.decode(msgspec.msgpack.encode(rest))
 
