@@ -13,7 +13,7 @@ import msgspec
 
 from mmserver.client.answers import Payload
 from mmserver.client.calls import Blocking, Call, Flow, Found, Pause, path, query
-from mmserver.client.errors import AnswerInvalid, ClientError, ServerBusy, is_away
+from mmserver.client.errors import AnswerInvalid, ClientError, ServerError, is_transient
 from mmserver.client.payload_cache import Cached, Entry, PayloadCache
 
 PAYLOAD = "payload"
@@ -23,6 +23,8 @@ READ_MARGIN_S = 10.0
 EARLY_S = 1.0
 """A server that answers sooner that nothing changed has too many waiting; it asks for a pause."""
 MAX_PAUSE_S = 30.0
+MAX_RETRY_AFTER_S = 300.0
+"""A server that asks for more may be back sooner all the same: somebody may have restarted it."""
 
 
 class ModelDownload(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,11 +80,12 @@ def download_model(
 ) -> Flow[ModelDownload]:
     """A model: the payload, `manifest`, or in another format (`json`, `ubj`, …) alone.
 
-    With a cache directory it is fetched only if it changed, and while the server is away what was last fetched is given,
-    with `is_offline`; `age_s` says how old it is.
+    With a cache directory it is fetched only if it changed, and while the server is away, busy or in trouble what was last fetched is
+    given, with `is_offline`; `age_s` says how old it is.
 
     Raises:
         NotFound: the server does not have it; what is cached is not given then.
+        NotAuthenticated, Forbidden: nor to whom the server gives nothing.
     """
     parameters = {"group_key": group_key, "version": version, "as_of": as_of}
     where = path("/api/models/{}/model/{}", model_name, symbol)
@@ -97,7 +100,7 @@ def download_model(
     try:
         answered: Answered = yield _fetch(key, where, asked, form, cached.entry.etag if cached else None)
     except ClientError as error:
-        if cached is None or not (is_away(error) or isinstance(error, ServerBusy)):
+        if cached is None or not is_transient(error):
             raise
         return _download(model_name, symbol, cached, is_offline=True)
     if answered.entry is None and cached is not None:
@@ -123,36 +126,43 @@ def watch(
 ) -> Flow[None]:
     """Every content that is served from now on, beginning with the present one unless `known_etag` names it.
 
-    While the server is away it waits, with growing pauses, and goes on. It ends when the client is closed.
+    While the server is away, busy or in trouble it waits, with growing pauses, and goes on. It ends when the client is closed.
+
+    Units:
+        wait_s: how long the server may wait for a change before it says that there is none; it takes 60 at most.
 
     Raises:
-        NotFound: the model or the symbol is gone.
+        NotFound: the model or the symbol is not there, or not any more.
+        NotAuthenticated, Forbidden, RequestRefused: asking again would not help.
     """
     where = path("/api/models/{}/model/{}", model_name, symbol)
     shown = None if form == PAYLOAD else form
     key = f"{client.url}{where}?{query({'group_key': group_key, 'format': shown})}"
-    etag, n_failed = known_etag, 0
+    cache, etag, n_failed = client.cache, known_etag, 0
+    is_kept = False  # what is in the cache may be older than what `known_etag` names
     while True:
         begun_s = time.monotonic()
         asked = query({"group_key": group_key, "format": shown, "wait": wait_s if etag else None})
         try:
             answered: Answered = yield _fetch(key, where, asked, form, etag, wait_s=wait_s)
         except ClientError as error:
-            if not (is_away(error) or isinstance(error, ServerBusy)):
+            if not is_transient(error):
                 raise
             n_failed += 1
-            yield Pause(_pause_s(n_failed))
+            yield Pause(_pause_s(n_failed, error))
             continue
         n_failed = 0
         if answered.entry is None:
+            if cache is not None and is_kept:
+                yield Blocking(partial(cache.confirm, key))
             if time.monotonic() - begun_s < EARLY_S:
                 yield Pause(EARLY_S + random.uniform(0, EARLY_S))  # noqa: S311 (no secret)
             continue
         etag = answered.entry.etag
         found = _cached(answered)
-        cache = client.cache
         if cache is not None:
             yield Blocking(partial(cache.write, found.entry, found.content))
+            is_kept = True
         yield Found(_download(model_name, symbol, found, is_offline=False))
 
 
@@ -247,6 +257,8 @@ def _download(model_name: str, symbol: str, cached: Cached, *, is_offline: bool)
     )
 
 
-def _pause_s(n_failed: int) -> float:
-    """Full jitter, and never none at all."""
-    return random.uniform(0.1, min(MAX_PAUSE_S, 0.5 * 2 ** min(n_failed, 10)))  # noqa: S311 (no secret)
+def _pause_s(n_failed: int, error: ClientError) -> float:
+    """Full jitter, never none at all, and as long as the server asks for."""
+    pause_s = random.uniform(0.1, min(MAX_PAUSE_S, 0.5 * 2 ** min(n_failed, 10)))  # noqa: S311 (no secret)
+    asked_s = error.retry_after_s if isinstance(error, ServerError) else None
+    return pause_s + min(asked_s or 0.0, MAX_RETRY_AFTER_S)

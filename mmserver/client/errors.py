@@ -173,6 +173,14 @@ def is_away(error: ClientError) -> bool:
     return isinstance(error, ServerUnavailable | DeadlineExceeded | AnswerInvalid)
 
 
+def is_transient(error: ClientError) -> bool:
+    """Whether the same question may well have an answer later: it was not understood and refused, nor is the client closed."""
+    if isinstance(error, ServerError):
+        return not isinstance(error, NotFound) and (error.status in _REFUSED_FOR_NOW or not 400 <= error.status < 500)
+    return not isinstance(error, ClientClosed)
+
+
+_REFUSED_FOR_NOW = (408, 425, 429)
 _BUSY_AS_A_WHOLE = frozenset({"overloaded", "queue_full", "deadline_passed", "http_503", "http_429"})
 """Codes of 429 and 503 that are about the whole server; the others are about a model."""
 

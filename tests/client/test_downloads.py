@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,14 +19,21 @@ import pytest
 
 from mmserver.client import (
     AnswerInvalid,
+    Forbidden,
     ModelClient,
     ModelDownload,
+    NotAuthenticated,
     NotFound,
+    RequestRefused,
     Retries,
+    ServerBusy,
+    ServerError,
+    ServerFailed,
     ServerUnavailable,
     SyncModelClient,
     Timeouts,
 )
+from mmserver.client.downloads import MAX_PAUSE_S, MAX_RETRY_AFTER_S, _pause_s
 from mmserver.client.payload_cache import Entry, PayloadCache
 from tests.client.conftest import Ask, Misbehaving, answer, threads_end
 from tests.e2e.conftest import FACTORS, Artifacts, Server, Servers, wait_until
@@ -117,6 +125,55 @@ def test_while_the_server_is_away_the_last_model_is_given_with_its_age(
     assert ask(server.url, downloading, cache_dir=cache_dir).age_s < 60
 
 
+TRANSIENT = [
+    pytest.param(answer(status, b'{"code":"x"}', Retry_After="0"), id=status.partition(" ")[0])
+    for status in ("408 X", "429 X", "500 X", "502 X", "503 X", "504 X", "507 X", "599 X", "302 X")
+]
+TRANSIENT += [
+    pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[", id="cut"),
+    pytest.param(answer("200 OK", b"<html>"), id="a-page"),
+    pytest.param(payload(2, is_right=False), id="damaged"),
+]
+PERMANENT = [
+    pytest.param(status, kind, id=status.partition(" ")[0])
+    for status, kind in (
+        ("400 X", RequestRefused), ("401 X", NotAuthenticated), ("403 X", Forbidden), ("404 X", NotFound), ("501 X", NotFound),
+    )
+]  # fmt: skip
+
+
+def saying(said: bytes) -> Callable[[Any, bytes], None]:
+    """Answers so, and ends the connection."""
+
+    def behave(connection: Any, _: bytes) -> None:
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    return behave
+
+
+@pytest.mark.parametrize("said", TRANSIENT)
+def test_a_server_in_trouble_costs_no_model_that_is_there_already(
+    said: bytes, misbehaving: Make, cache_dir: Path, ask: Ask
+) -> None:
+    server = misbehaving(serving(1))
+    ask(server.url, downloading, cache_dir=cache_dir)
+    server.behave = saying(said)
+    found = ask(server.url, downloading, cache_dir=cache_dir, retries=QUICK)
+    assert (found.version, found.is_offline) == ("1", True)
+
+
+@pytest.mark.parametrize(("status", "kind"), PERMANENT)
+def test_whom_the_server_refuses_gets_nothing_from_the_cache(
+    status: str, kind: type[ServerError], misbehaving: Make, cache_dir: Path, ask: Ask
+) -> None:
+    server = misbehaving(serving(1))
+    ask(server.url, downloading, cache_dir=cache_dir)
+    server.behave = saying(answer(status))
+    with pytest.raises(kind):
+        ask(server.url, downloading, cache_dir=cache_dir)
+
+
 def test_without_a_cache_a_server_that_is_away_is_an_error(misbehaving: Make, cache_dir: Path, ask: Ask) -> None:
     server = misbehaving(lambda connection, _: connection.close())
     for options in ({}, {"cache_dir": cache_dir}):
@@ -199,6 +256,7 @@ WRITER = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from mmserver.client.downloads import MAX_PAUSE_S, MAX_RETRY_AFTER_S, _pause_s
 from mmserver.client.payload_cache import Entry, PayloadCache
 cache, n = PayloadCache(Path(sys.argv[1])), 0
 print("ready", flush=True)
@@ -296,6 +354,83 @@ def test_a_watch_does_not_ask_without_a_pause_where_the_server_does_not_wait(mis
     client.cleanup()
     thread.join(10)
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("said", TRANSIENT)
+def test_a_watch_outlives_a_server_in_trouble_and_yields_what_is_new_after_it(
+    said: bytes, misbehaving: Make, ask: Ask
+) -> None:
+    server = misbehaving(serving(1))
+
+    def trouble_once(connection: Any, request: bytes) -> None:
+        server.behave = serving(2)
+        saying(said)(connection, request)
+
+    def watching(client: Any) -> Any:
+        if isinstance(client, SyncModelClient):
+            watch = client.watch("m", "X")
+            first = next(watch).version
+            server.behave = trouble_once
+            return first, next(watch).version
+
+        async def run() -> Any:
+            watch = client.watch("m", "X")
+            first = (await anext(watch)).version
+            server.behave = trouble_once
+            second = (await anext(watch)).version
+            await watch.aclose()
+            return first, second
+
+        return run()
+
+    assert ask(server.url, watching, retries=QUICK) == ("1", "2")
+
+
+@pytest.mark.parametrize(("status", "kind"), PERMANENT)
+def test_a_watch_ends_where_asking_again_would_not_help(
+    status: str, kind: type[ServerError], misbehaving: Make
+) -> None:
+    server = misbehaving(saying(answer(status)))
+    client = SyncModelClient(server.url)
+    with pytest.raises(kind):
+        next(client.watch("m", "X"))
+    assert len(server.requests) == 1
+    client.cleanup()
+
+
+def test_the_pauses_of_a_watch_grow_differ_are_bounded_and_as_long_as_the_server_asks() -> None:
+    trouble, busy = ServerFailed(500, "x", "y"), ServerBusy(503, "x", "y", retry_after_s=7.0)
+    late = [_pause_s(50, trouble) for _ in range(200)]
+    assert len(set(late)) > 100
+    assert 0.1 <= min(late) < max(late) <= MAX_PAUSE_S
+    assert max(_pause_s(1, trouble) for _ in range(200)) <= 1.0
+    assert 7.1 <= _pause_s(1, busy) <= 8.0
+    asks_for_years = ServerBusy(429, "x", "y", retry_after_s=1e9)
+    assert _pause_s(50, asks_for_years) <= MAX_RETRY_AFTER_S + MAX_PAUSE_S
+
+
+def test_a_watch_that_hears_of_no_change_keeps_what_it_wrote_young_and_nothing_else(
+    misbehaving: Make, cache_dir: Path
+) -> None:
+    server = misbehaving(serving(1))
+    client, seen = SyncModelClient(server.url, cache_dir=cache_dir, retries=QUICK), []
+    thread = watched_in_a_thread(client, seen, "m", "X")
+    wait_until(lambda: seen, "the present model")
+    long_ago = time.time() - 3600
+    os.utime(entry_of(cache_dir), (long_ago, long_ago))
+    wait_until(lambda: entry_of(cache_dir).stat().st_mtime > long_ago + 1800, "the server's word that it is current")
+    client.cleanup()
+    thread.join(30)
+
+    os.utime(entry_of(cache_dir), (long_ago, long_ago))
+    server.behave = serving(2)
+    client.initialize()
+    server.requests.clear()
+    thread = watched_in_a_thread(client, seen, "m", "X", known_etag='W/"2"')
+    wait_until(lambda: sum("/model/" in path for path in server.paths()) >= 2, "two questions")
+    assert entry_of(cache_dir).stat().st_mtime == pytest.approx(long_ago, abs=1), "an older model is said to be current"
+    client.cleanup()
+    thread.join(30)
 
 
 def test_a_watch_of_a_model_that_goes_ends_with_not_found(server: Server, artifacts: Artifacts, tmp_path: Path) -> None:
