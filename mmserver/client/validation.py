@@ -6,6 +6,7 @@ docs/client.md has the formula.
 import logging
 import math
 import os
+import time
 from collections.abc import Coroutine
 from typing import Any, Generic, Literal, TypeVar, overload
 
@@ -28,6 +29,10 @@ MIN_CONFIDENCE_VARIABLE = "ML_MIN_CONFIDENCE"
 DEFAULT_WEIGHT = 0.6
 DEFAULT_MIN_CONFIDENCE = 0.6
 DEFAULT_TIMEOUT_S = 1.0
+REMIND_S = 3600.0
+"""A refusal is warned of when it is new, and again after so long."""
+MAX_REMEMBERED = 10_000
+"""Refusals by model, symbol and code; beyond that all are forgotten, and warned of once more."""
 TIE = 1e-9
 """Votes that differ by less are equal: 0.6 × 0.5 and 0.4 × 0.75 differ in the last bit only."""
 Reason = Literal["hybrid", "server_away", "refused", "no_confidence", "below_min_confidence", "no_weight"]
@@ -85,7 +90,7 @@ class SignalValidator(Generic[C]):
         self.ml_weight = _share(WEIGHT_VARIABLE, ml_weight, DEFAULT_WEIGHT)
         self.ml_min_confidence = _share(MIN_CONFIDENCE_VARIABLE, ml_min_confidence, DEFAULT_MIN_CONFIDENCE)
         self.timeout_s = timeout_s
-        self._last_refusal = ""
+        self._warned_at_s: dict[tuple[str | None, str, str], float] = {}
 
     @overload
     def decide(
@@ -155,7 +160,7 @@ class SignalValidator(Generic[C]):
                 retries=NO_RETRIES,
             )
         except ValueError as error:
-            self._log_refusal(symbol, error)
+            self._log_refusal(model_name, symbol, error)
             return _strategy_alone(own, "refused", error=error)
         try:
             prediction: Prediction = yield call
@@ -163,7 +168,7 @@ class SignalValidator(Generic[C]):
             if is_away(error):
                 self._client.note_away(error)
                 return _strategy_alone(own, "server_away", error=error)
-            self._log_refusal(symbol, error)
+            self._log_refusal(model_name, symbol, error)
             return _strategy_alone(own, "refused", error=error)
         return self._weighed(own, prediction)
 
@@ -176,13 +181,17 @@ class SignalValidator(Generic[C]):
         direction, confidence = hybrid(own, (said.direction, said.confidence), self.ml_weight)
         return Decision(direction=direction, confidence=confidence, reason="hybrid", prediction=prediction)
 
-    def _log_refusal(self, symbol: str, error: Exception) -> None:
+    def _log_refusal(self, model_name: str | None, symbol: str, error: Exception) -> None:
         """A bot that sends the wrong features has to be noticed, but not at every tick."""
-        said = f"{symbol}: {getattr(error, 'code', type(error).__name__)}"
-        log.log(
-            logging.DEBUG if said == self._last_refusal else logging.WARNING, "no prediction for %s: %s", symbol, error
-        )
-        self._last_refusal = said
+        refused = (model_name, symbol, str(getattr(error, "code", type(error).__name__)))
+        now_s = time.monotonic()
+        is_new = now_s - self._warned_at_s.get(refused, -math.inf) > REMIND_S
+        if is_new:
+            if len(self._warned_at_s) >= MAX_REMEMBERED:
+                self._warned_at_s.clear()
+            self._warned_at_s[refused] = now_s
+        what = symbol if model_name is None else f"{symbol} of {model_name}"
+        log.log(logging.WARNING if is_new else logging.DEBUG, "no prediction for %s: %s", what, error)
 
 
 def _strategy_alone(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmserver.client import ModelClient, SignalValidator, SyncModelClient
-from mmserver.client.validation import Decision
+from mmserver.client.validation import MAX_REMEMBERED, Decision
 from tests.client.conftest import Misbehaving, answer, threads_end
 from tests.e2e.conftest import FACTORS, Artifacts, Server, Servers, wait_until
 
@@ -162,6 +162,41 @@ def test_an_infinite_feature_leaves_the_strategy_s_own_signal_and_is_said_once(
         found = [validator.decide("X", "SELL", 0.7, [np.inf]) for _ in range(3)]
     assert {one.reason for one in found} == {"refused"}
     assert [record.levelname for record in caplog.records if "infinite" in record.getMessage()] == ["WARNING"]
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_symbols_that_are_refused_in_turn_are_each_warned_of_once_and_so_is_a_new_reason(
+    misbehaving: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    refusing = {code: answer("422 X", b'{"code":"%s","detail":"d"}' % code) for code in (b"features_invalid", b"other")}
+    server = misbehaving(ready_and(lambda connection: connection.sendall(refusing[b"features_invalid"])))
+    with SyncModelClient(server.url) as client:
+        validator = SignalValidator(client)
+        for _ in range(5):
+            for symbol, model in (("X", None), ("Y", None), ("X", "m")):
+                assert validator.decide(symbol, "BUY", 0.5, ROW, model_name=model).reason == "refused"
+        assert [text.split(":")[0] for text in warnings_in(caplog)] == [
+            "no prediction for X", "no prediction for Y", "no prediction for X of m",
+        ]  # fmt: skip
+        caplog.clear()
+        server.behave = ready_and(lambda connection: connection.sendall(refusing[b"other"]))
+        for _ in range(3):
+            validator.decide("X", "BUY", 0.5, ROW)
+        assert warnings_in(caplog) == ["no prediction for X: 422 other: d"]
+
+
+def test_what_is_remembered_of_refusals_is_bounded(misbehaving: Make, caplog: pytest.LogCaptureFixture) -> None:
+    server = misbehaving(ready_and(lambda _: None))
+    with SyncModelClient(server.url) as client:
+        validator = SignalValidator(client)
+        for number in range(MAX_REMEMBERED + 10):
+            validator.decide(f"S{number}", "BUY", 0.5, [np.inf])
+        assert len(validator._warned_at_s) <= MAX_REMEMBERED
+    assert len(warnings_in(caplog)) == MAX_REMEMBERED + 10
 
 
 def test_the_watching_of_health_is_logged_at_debug_only(misbehaving: Make, caplog: pytest.LogCaptureFixture) -> None:
