@@ -216,10 +216,10 @@ class ModelNameTaken(Conflict):
 
 
 class VersionTaken(Conflict):
-    """The label is taken by a version with other content; versions never change."""
+    """The label means something else, for ever: other content, also of a version that was removed, or the same described otherwise."""
 
     code = "version_conflict"
-    template = "{model_name} {version} is registered with other content; choose another version"
+    template = "{model_name} {version} {problem}"
 
 
 class VersionInUse(Conflict):

@@ -4,6 +4,7 @@ What came of every try is kept with the version that it was made of, whether the
 """
 
 import fcntl
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -31,7 +32,16 @@ from mmserver.conversion.optimizing_job import (
     candidate_of,
     check_installed,
 )
-from mmserver.errors import Conflict, Invalid, NotOptimizable, Overloaded, RequestInvalid, Unavailable, VersionNotFound
+from mmserver.errors import (
+    Conflict,
+    Invalid,
+    NotOptimizable,
+    Overloaded,
+    RequestInvalid,
+    Unavailable,
+    VersionNotFound,
+    VersionTaken,
+)
 from mmserver.formats import ModelSource
 from mmserver.registry.finding import find_registered_model, find_version
 from mmserver.registry.registering import NewVersion, Reader, register_version
@@ -226,10 +236,30 @@ def _registered(
     new = _new_version(source, stored, candidate)
     try:
         with readers() as reader:
-            return register_version(store, reader, new, by).version.label, report
+            return _registered_label(store, reader, new, by), report
     except (Invalid, Conflict, Unavailable) as error:
         reasons = (*report.reasons, f"not registered: {error}")
         return None, msgspec.structs.replace(report, accepted=False, reasons=reasons)
+
+
+def _registered_label(store: Store, reader: Reader, new: NewVersion, by: Actor) -> str:
+    """The label that it got: where one with other content was removed, `1.0.0+int8.2`, because `1.0.0+int8` means that for ever."""
+    numbered = (replace(new, label=f"{new.label}.{number}") for number in itertools.count(2))
+    for form in itertools.chain([new], numbered):
+        try:
+            return register_version(store, reader, form, by, only_content=True).version.label
+        except VersionTaken:
+            if _has_version(store, form.model_name, form.label):
+                raise
+    raise AssertionError  # there is always another number
+
+
+def _has_version(store: Store, model_name: str, label: str) -> bool:
+    try:
+        get_version(store, model_name, label)
+    except VersionNotFound:
+        return False
+    return True
 
 
 def _new_version(source: RegisteredVersion, stored: StoredModel, candidate: Candidate) -> NewVersion:

@@ -1,7 +1,7 @@
 """Taking in one version of a model that is handed in by itself: read in the guarded worker, proven, stored for good."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy.dialects.sqlite import insert as upsert
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.ingest import INGEST_REVISION, IngestedGroup
@@ -35,6 +36,7 @@ from mmserver.storage.tables import (
     MembershipRow,
     ModelRow,
     RegisteredVersionRow,
+    UsedLabelRow,
     VersionRow,
 )
 from mmserver.storage.times import text_from_datetime
@@ -44,6 +46,7 @@ ONLY_GROUP = "all"
 
 _MAX_FILES = 1000
 _MAX_FILE_NAME_CHARS = 255
+_MAX_NAMED = 5
 
 
 class Reader(Protocol):
@@ -84,18 +87,23 @@ class Registered:
 
     version: RegisteredVersion
     is_new: bool
+    unlike: tuple[str, ...] = ()
+    """What was said of it now and is not what is kept."""
 
 
-def register_version(store: Store, reader: Reader, new: NewVersion, by: Actor) -> Registered:
+def register_version(
+    store: Store, reader: Reader, new: NewVersion, by: Actor, *, only_content: bool = False
+) -> Registered:
     """Read a model and keep it under its label, from now on unchangeable; it is served at once if it is what is due.
 
-    The same content under another label, or of another model, is read and stored once.
+    The same content under another label, or of another model, is read and stored once. The same content under the same label is
+    there already, and what is left out now may be known of it; with `only_content` it may be described otherwise, too.
 
     Raises:
         NameInvalid, VersionInvalid, ReadOnly
         RequestInvalid: names the field that cannot be used.
         ArtifactInvalid, ExtraMissing, SandboxUnavailable: the model could not be read; nothing was changed.
-        VersionTaken: the label has other content.
+        VersionTaken: the label has other content, or had before its version was removed, or is described otherwise.
         WrongModelKind: a directory is watched under that name.
         DiskFull, DatabaseBusy: nothing was changed.
     """
@@ -108,7 +116,7 @@ def register_version(store: Store, reader: Reader, new: NewVersion, by: Actor) -
         is_stored = stored_group_id(connection, _group_sha256(content_sha256)) is not None
     if known is not None:
         store.reload_model(new.model_name)  # another process may have registered it just now
-        return Registered(known, is_new=False)
+        return _registered_before(new, known, only_content)
     # Reading may take minutes, and nobody's promotion waits for it.
     ingested = None if is_stored else reader.read(new.source, claim, factors=new.factors, info=dict(new.info))
     content = _group_content(new.source, content_sha256, ingested)
@@ -121,7 +129,7 @@ def register_version(store: Store, reader: Reader, new: NewVersion, by: Actor) -
                     connection, new, claim, content, content_sha256=content_sha256, now=store.now(), by=by
                 )
         announce(store, new.model_name, events)
-        return Registered(version, is_new=bool(events))
+        return Registered(version, is_new=True) if events else _registered_before(new, version, only_content)
 
 
 def sha256_of_content(new: NewVersion, claim: ModelFormat) -> str:
@@ -216,10 +224,45 @@ def _known(connection: Connection, new: NewVersion, content_sha256: str) -> Regi
         .where(VersionRow.model_id == model_id, VersionRow.label == new.label)
     ).one_or_none()
     if row is None or model is None:
+        _check_label_unused(connection, new, content_sha256)
         return None
     if row.content_sha256 != content_sha256:
-        raise VersionTaken(model_name=new.model_name, version=new.label)
+        problem = "is registered with other content; choose another version"
+        raise VersionTaken(model_name=new.model_name, version=new.label, problem=problem)
     return registered_version(connection, model, row.id)
+
+
+def _check_label_unused(connection: Connection, new: NewVersion, content_sha256: str) -> None:
+    """Raises VersionTaken where the label meant other content before: who kept that would never learn of this."""
+    of_label = UsedLabelRow.model_name == new.model_name, UsedLabelRow.label == new.label
+    used_for = connection.execute(select(UsedLabelRow.content_sha256).where(*of_label)).scalar()
+    if used_for not in (None, content_sha256):
+        problem = "was registered with other content before it was removed; choose another version"
+        raise VersionTaken(model_name=new.model_name, version=new.label, problem=problem)
+
+
+def _registered_before(new: NewVersion, known: RegisteredVersion, only_content: bool) -> Registered:
+    unlike = tuple(_unlike(new, known))
+    if unlike and not only_content:
+        problem = (
+            f"is registered with this content, but with other {', '.join(unlike)}; nothing was changed. PATCH "
+            "…/{name}/{version}/metrics (mmserver registry metrics) changes metrics, PATCH …/{name}/{version} tags and the "
+            "description; the rest never changes"
+        )
+        raise VersionTaken(model_name=new.model_name, version=new.label, problem=problem)
+    return Registered(known, is_new=False, unlike=unlike)
+
+
+def _unlike(new: NewVersion, known: RegisteredVersion) -> Iterator[str]:
+    """What was said and is not what is kept; nothing is lost of what was not said."""
+    for name in ("metrics", "training_params", "tags"):
+        said, kept = getattr(new, name), getattr(known, name)
+        others = [member for member, value in said.items() if member not in kept or kept[member] != value]
+        if others:
+            yield f"{name} ({', '.join(others[:_MAX_NAMED])}{', …' if len(others) > _MAX_NAMED else ''})"
+    for name in ("description", "model_type", "derived_from"):
+        if getattr(new, name) not in ("", None, getattr(known, name)):
+            yield name
 
 
 def _group_content(source: ModelSource, content_sha256: str, ingested: IngestedGroup | None) -> GroupContent:
@@ -316,6 +359,8 @@ def _insert_version(
         .returning(VersionRow.id)
     ).scalar_one()
     connection.execute(insert(MembershipRow).values(model_id=model.id, group_id=group_id, first_seq=seq, last_seq=seq))
+    used = upsert(UsedLabelRow).values(model_name=new.model_name, label=new.label, content_sha256=content_sha256)
+    connection.execute(used.on_conflict_do_nothing())
     connection.execute(
         insert(RegisteredVersionRow).values(
             version_id=version_id,

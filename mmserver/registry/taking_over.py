@@ -106,21 +106,25 @@ class Importer:
 
     def _register(self, found: Readable) -> tuple[bool, list[str]]:
         try:
-            return register_version(self.store, self._reader, found.new, self._by).is_new, []
+            return self._registered(found.new)
         except VersionTaken:
             if found.fallback is None:
                 raise
             # An earlier import may have fallen back; any other content is refused here again.
-            return register_version(self.store, self._reader, found.fallback, self._by).is_new, []
+            return self._registered(found.fallback)
         except (RequestInvalid, ArtifactInvalid, ExtraMissing) as error:
             if found.fallback is None:
                 if not found.no_fallback:
                     raise
                 problem = f"{error}; {found.no_fallback}"
                 raise RequestInvalid(problem, errors=[{"loc": "file", "msg": problem}]) from error
-            is_new = register_version(self.store, self._reader, found.fallback, self._by).is_new
+            is_new, notes = self._registered(found.fallback)
             source, unreadable = found.fallback.source.file_name, found.new.source.file_name
-            return is_new, [f"taken from {source}, because {unreadable} cannot be read here: {error}"]
+            return is_new, [f"taken from {source}, because {unreadable} cannot be read here: {error}", *notes]
+
+    def _registered(self, new: NewVersion) -> tuple[bool, list[str]]:
+        done = register_version(self.store, self._reader, new, self._by, only_content=True)
+        return done.is_new, [f"its {', '.join(done.unlike)} are others here, and stay"] if done.unlike else []
 
     def _fill_stage(self, model_name: str, candidate: Candidate) -> None:
         there = _present(self.store, model_name, candidate.stage.lower())

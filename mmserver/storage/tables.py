@@ -229,6 +229,16 @@ class RegisteredVersionRow(Row):
     updated_at: Mapped[str] = required(Text)
 
 
+class UsedLabelRow(Row):
+    """The content that a label of a registered model means for ever, also after its version was removed: bots may have kept it."""
+
+    __tablename__ = "used_labels"
+
+    model_name: Mapped[str] = required(Text, primary_key=True)
+    label: Mapped[str] = required(Text, primary_key=True)
+    content_sha256: Mapped[str] = required(Text)
+
+
 class OptimizationRow(Row):
     """What came of the last try to make a variant of a registered version: the report, whether it was accepted or not."""
 
@@ -335,7 +345,8 @@ class AuditRow(Row):
     """One row for each change, written in the change's own transaction; order is by id, not by time."""
 
     __tablename__ = "audit"
-    __table_args__ = (NEVER_REUSE_IDS,)
+    # what was done to one thing in a span of time is looked for by predictions as of a moment
+    __table_args__ = (Index("ix_audit_target", "target", "action", "at"), NEVER_REUSE_IDS)
 
     id: Mapped[int] = required(Integer, primary_key=True)
     at: Mapped[str] = required(Text)

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.history import PRODUCTION, STAGING, resolve_version
@@ -80,3 +81,21 @@ def test_that_staging_has_no_history_is_said(three: Any) -> None:
     set_stage(three.store, "hybrid", "1.0.0", "staging", TEST)
     with pytest.raises(VersionNotFound, match="only of production it is kept"):
         resolve_version(three.store, "hybrid", STAGING, as_of=three.calendar())
+
+
+def test_what_left_production_is_found_in_the_audit_by_its_index(three: Any) -> None:
+    promote(three.store, "hybrid", "1.0.0", TEST)
+    asked: list[tuple[str, Any]] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        assert in_production(three, three.calendar()) == "1.0.0"
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    [(statement, parameters)] = [one for one in asked if "FROM audit" in one[0]]
+    with three.store.database.read() as connection:
+        plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert plan == ["SEARCH audit USING INDEX ix_audit_target (target=? AND action=? AND at>? AND at<?)"]

@@ -26,6 +26,7 @@ from mmserver.errors import (
 from mmserver.formats import ModelSource
 from mmserver.registry.fields import MAX_DESCRIPTION_CHARS, MAX_FIELD_BYTES
 from mmserver.registry.registering import NewVersion, register_version
+from mmserver.registry.removing import delete_model, delete_version
 from mmserver.registry.stages import promote, retire, set_stage
 from mmserver.registry.versions import get_version, list_models, list_versions
 from mmserver.serving.predictions import Asked, Serving
@@ -155,7 +156,7 @@ def test_the_history_of_a_registered_model_reads_like_any_other(three: Any) -> N
 
 def test_the_same_content_under_its_own_label_changes_nothing(bench: Any) -> None:
     first = bench.register("1.0.0", description="first")
-    again = bench.register("1.0.0", description="another", metrics={"sharpe": 2.0})
+    again = bench.register("1.0.0", description="first")
     assert (again.is_new, again.version) == (False, first.version)
     assert (bench.actions(), bench.reader.n_reads) == (["version.registered"], 1)
 
@@ -378,3 +379,64 @@ def test_what_is_stored_is_named_by_its_hash(bench: Any) -> None:
     with bench.store.database.read() as connection:
         for sha256 in connection.execute(select(BlobRow.sha256)).scalars():
             assert hashlib.sha256(get_blob(connection, sha256)).hexdigest() == sha256
+
+
+# --- a label means one thing for ever ----------------------------------------------------------------------------------
+
+
+SAID = {"metrics": {"sharpe": 1.5, "ic": 0.1}, "training_params": {"depth": [3, {"a": None}]}, "tags": {"desk": "fx"},
+        "description": "first", "model_type": "LSTM"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        pytest.param({"metrics": {"sharpe": 1.6}}, r"metrics \(sharpe\)", id="a metric"),
+        pytest.param({"metrics": {"sharpe": 1.5, "mse": 0}}, r"metrics \(mse\)", id="one more metric"),
+        pytest.param({"training_params": {"depth": [3, {"a": 0}]}}, r"training_params \(depth\)", id="a parameter"),
+        pytest.param({"tags": {"desk": "eq"}, "description": "second"}, r"tags \(desk\), description", id="two fields"),
+        pytest.param({"model_type": "GRU"}, "model_type", id="what it is called"),
+        pytest.param({"derived_from": "0.9.0"}, "derived_from", id="what it was made of"),
+    ],
+)
+def test_the_same_content_described_otherwise_is_refused_and_told_how_to_change_that(
+    bench: Any, said: dict[str, Any], named: str
+) -> None:
+    bench.register("0.9.0", 1)
+    before = bench.register("1.0.0", **SAID).version
+    with pytest.raises(VersionTaken, match=rf"but with other {named}; nothing was changed. PATCH .*/metrics "):
+        bench.register("1.0.0", **{**SAID, **said})
+    assert get_version(bench.store, "hybrid", "1.0.0") == before
+    assert bench.actions() == ["version.registered"] * 2
+
+
+@pytest.mark.parametrize("said", [pytest.param(SAID, id="all of it"), pytest.param({}, id="nothing")])
+def test_what_is_said_again_or_left_out_is_no_conflict(bench: Any, said: dict[str, Any]) -> None:
+    before = bench.register("1.0.0", **SAID).version
+    again = bench.register("1.0.0", **said)
+    assert (again.version, again.is_new, again.unlike) == (before, False, ())
+
+
+def test_a_label_never_means_other_content_after_its_version_was_removed(bench: Any) -> None:
+    first = bench.register("1.0.0", 0, metrics={"sharpe": 1}).version
+    bench.register("1.1.0", 1)
+    delete_version(bench.store, "hybrid", "1.0.0", TEST)
+    problem = r"hybrid 1\.0\.0 was registered with other content before it was removed"
+    with pytest.raises(VersionTaken, match=problem):
+        bench.register("1.0.0", 2)
+    again = bench.register("1.0.0", 0, metrics={"sharpe": 2})
+    assert (again.is_new, again.version.sha256, again.version.metrics) == (True, first.sha256, {"sharpe": 2})
+    assert bench.register("1.0.0", 2, model_name="another").is_new
+
+
+@pytest.mark.parametrize("way", ["its last version", "the model"])
+def test_a_label_keeps_its_meaning_when_the_model_is_gone(bench: Any, way: str) -> None:
+    bench.register("1.0.0", 0)
+    if way == "the model":
+        delete_model(bench.store, "hybrid", TEST)
+    else:
+        delete_version(bench.store, "hybrid", "1.0.0", TEST)
+    with pytest.raises(VersionTaken, match="before it was removed"):
+        bench.register("1.0.0", 1)
+    assert "hybrid" not in bench.store.catalog.models
+    assert bench.register("1.0.0", 0).is_new

@@ -69,21 +69,22 @@ def test_with_its_last_version_a_model_is_gone_and_its_name_is_free(bench: Any) 
     assert bench.audit()[-1].detail == {"version": "1.0.0", "was_last": True}
     assert [event.kind for event in bench.events][-2:] == ["version_removed", "model_removed"]
     bench.watch()
-    registered: Registered = bench.register("1.0.0", 1)
+    registered: Registered = bench.register("2.0.0", 1)
     assert registered.is_new
 
 
-def test_a_label_that_was_removed_may_be_used_again_and_is_answered_with_the_new_content(
+def test_a_version_that_was_removed_and_registered_again_is_a_new_one_to_every_process(
     three: Any, open_bench: Any
 ) -> None:
     other = open_bench()
     before = resolve_version(other.store, "hybrid", "1.9.0")
     delete_version(three.store, "hybrid", "1.9.0", TEST)
-    three.register("1.9.0", 5)
+    again = three.register("1.9.0", 1).version
     other.store.follow_commits()
     after = resolve_version(other.store, "hybrid", "1.9.0")
-    assert after.groups["all"].sha256 == get_version(three.store, "hybrid", "1.9.0").group.sha256
-    assert after.groups["all"].sha256 != before.groups["all"].sha256
+    assert after.id == again.version_id != before.id
+    assert after.groups["all"].id == again.group.id
+    assert after.groups["all"].sha256 == before.groups["all"].sha256
 
 
 def test_what_is_not_there_cannot_be_removed(three: Any) -> None:
