@@ -29,6 +29,7 @@ _REGISTRY = "mmserver.web.registry"
 _OPTIMIZATIONS = "mmserver.web.registry_optimizations"
 _REGISTRY_PAGES = "mmserver.web.registry_pages"
 _REGISTRY_EDITS = "mmserver.web.registry_edits"
+_OPTIMIZATION_PAGES = "mmserver.web.optimization_pages"
 REGISTER_RULE = "/api/ml/registry/models"
 REGISTER_PAGE_RULE = "/ui/register"
 UPLOAD_RULES = frozenset({REGISTER_RULE, REGISTER_PAGE_RULE})
@@ -103,6 +104,8 @@ LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("POST", f"{_VERSION_PAGE_RULE}/edit", f"{_REGISTRY_EDITS}:post_edit"),
     LateRoute("GET", f"{_VERSION_PAGE_RULE}/delete", f"{_REGISTRY_EDITS}:get_removal_page"),
     LateRoute("POST", f"{_VERSION_PAGE_RULE}/delete", f"{_REGISTRY_EDITS}:post_removal"),
+    LateRoute("GET", f"{_VERSION_PAGE_RULE}/optimize", f"{_OPTIMIZATION_PAGES}:get_optimize_page"),
+    LateRoute("POST", f"{_VERSION_PAGE_RULE}/optimize", f"{_OPTIMIZATION_PAGES}:post_optimize"),
     LateRoute("GET", "/openapi.json", f"{_OPENAPI}:get_openapi"),
     LateRoute("GET", "/docs", f"{_OPENAPI}:get_docs"),
     LateRoute("GET", "/redoc", f"{_OPENAPI}:get_redoc"),

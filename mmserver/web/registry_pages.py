@@ -78,6 +78,7 @@ def get_version_page(model_name: str, version: str) -> Response:
         detail=detail,
         parity=registry_rows.parity_from_report(found.parity),
         forms=[registry_rows.form_report(found, one) for one in found.optimizations],
+        why_no_forms=registry_rows.why_no_forms(found),
         downloads=store.payloads.forms(found.group),
         input_text=registry_rows.input_text(found),
         predict_command=registry_rows.predict_command(found, flask.request.url_root),

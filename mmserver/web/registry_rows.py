@@ -177,8 +177,19 @@ def form_report(version: ListedVersion, one: Optimization) -> FormReport:
         FormRow("source", version.label, True, sizes[0], p50s[0], p99s[0]),
         FormRow("this form", item.version, False, sizes[1], p50s[1], p99s[1]),
     )
-    name = _FORMS.get(item.variant, item.variant)
-    return FormReport(name, item, rows, tuple(_form_facts(item)), parity_from_report(item.parity))
+    return FormReport(form_name(item.variant), item, rows, tuple(_form_facts(item)), parity_from_report(item.parity))
+
+
+def form_name(variant: str) -> str:
+    """What people call it."""
+    return _FORMS.get(variant, variant)
+
+
+def why_no_forms(version: ListedVersion) -> str | None:
+    """Why a version has no other forms, in words; None where it can have some."""
+    if version.kind == "onnx":
+        return None
+    return f"Only ONNX models have other forms, and this one runs as {version.kind}."
 
 
 def _form_facts(item: RegistryOptimization) -> Iterable[tuple[str, str]]:

@@ -48,6 +48,7 @@ PAGES = {
     "promote": "/ui/models/hybrid/versions/1.10.0/stage?to=Production",
     "retire what is in production": "/ui/models/hybrid/versions/1.9.0/stage?to=Archived",
     "edit": "/ui/models/hybrid/versions/1.0.0/edit",
+    "optimise": "/ui/models/net/versions/1.0.0/optimize",
     "delete": "/ui/models/hybrid/versions/2.0.0-rc.1/delete",
     "delete what is in production": "/ui/models/hybrid/versions/1.9.0/delete",
     "delete what another was made of": "/ui/models/net/versions/1.0.0/delete",

@@ -82,6 +82,7 @@ PAGES = [
     "/ui/models/hybrid/versions/1.0.0/stage?to=none",
     "/ui/models/hybrid/versions/1.9.0/stage?to=Archived",
     "/ui/models/hybrid/versions/1.0.0/edit",
+    "/ui/models/hybrid/versions/1.0.0/optimize",
     "/ui/models/hybrid/versions/1.9.0/delete",
     "/ui/models/hybrid/versions/1.0.0/delete",
     "/ui/models/hybrid/production/rollback",
