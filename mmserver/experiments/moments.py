@@ -13,6 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
+ROUNDING = 1e-13
+"""A sum of squares that is left of others as a share of them this small is what rounding left."""
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -167,7 +170,14 @@ class CoMoments:
     @property
     def difference(self) -> Moments:
         """The moments of y - x."""
-        return Moments(self.n, self.mean_y - self.mean_x, max(self.m2_x + self.m2_y - 2.0 * self.c_xy, 0.0))
+        return self.adjusted(1.0)
+
+    def adjusted(self, slope: float) -> Moments:
+        """The moments of y - slope × x."""
+        parts = self.m2_y + slope * slope * self.m2_x
+        m2 = parts - 2.0 * slope * self.c_xy
+        # Where x explains all of y, only rounding is left: no spread, rather than a certainty of 1e-8.
+        return Moments(self.n, self.mean_y - slope * self.mean_x, m2 if m2 > ROUNDING * parts else 0.0)
 
     @property
     def covariance(self) -> float | None:
@@ -199,6 +209,9 @@ def finite_values(values: ArrayLike) -> FloatArray:
 
 def _centred(array: FloatArray) -> tuple[float, float]:
     """Mean and sum of squared distances, in two passes, with what the mean's rounding did taken out again."""
+    if not np.ptp(array):
+        # The mean of a thousand tenths is not a tenth: what does not vary must not seem to.
+        return float(array[0]), 0.0
     mean = float(array.mean())
     distances = array - mean
     correction = float(distances.sum())

@@ -16,6 +16,7 @@ from mmserver.experiments.comparisons import (
     mean_difference,
     paired_difference,
     rate_difference,
+    ratio_difference,
     relative_difference,
     sample_ratio_mismatch,
     welch_test,
@@ -190,6 +191,73 @@ def test_a_lag_beyond_the_blocks_uses_all_of_them() -> None:
         autocorrelated_difference([1.0, 2.0], lag=-1)
     with pytest.raises(ValueError, match="not finite"):
         autocorrelated_difference([1.0, math.nan], lag=1)
+
+
+def blocks(n_units: int, share: float, random: np.random.Generator) -> tuple[Any, Any]:
+    """How many predictions each unit had, and how many were right; within a unit they resemble each other strongly."""
+    sizes = random.integers(1, 40, n_units)
+    return sizes, random.binomial(sizes, random.beta(4.0 * share, 4.0 * (1.0 - share), n_units))
+
+
+def test_a_ratio_over_units_has_the_error_of_units_and_not_of_predictions() -> None:
+    random = np.random.default_rng(10)
+    estimates, errors, naive = [], [], []
+    for _ in range(300):
+        control, treatment = (CoMoments.from_values(*blocks(100, 0.55, random)) for _ in range(2))
+        difference = ratio_difference(control=control, treatment=treatment)
+        assert difference is not None
+        estimates.append(difference.estimate)
+        errors.append(difference.standard_error)
+        naive.append(math.sqrt(0.55 * 0.45 * (1 / control.x.total + 1 / treatment.x.total)))
+    truth = np.std(estimates, ddof=1)
+    assert np.mean(errors) == pytest.approx(truth, rel=0.15)
+    assert np.mean(naive) < 0.6 * truth
+
+
+def test_a_ratio_is_the_delta_method_written_out() -> None:
+    sizes, right = blocks(50, 0.5, np.random.default_rng(11))
+    other = CoMoments.from_values([10.0] * 50, [5.0, 6.0] * 25)
+    difference = ratio_difference(control=other, treatment=CoMoments.from_values(sizes, right), control_factor=1.5)
+    covariances = np.cov(right, sizes)
+    m, d = right.mean(), sizes.mean()
+    ours = covariances[0, 0] / d**2 - 2 * covariances[0, 1] * m / d**3 + covariances[1, 1] * m**2 / d**4
+    theirs = np.var([0.5, 0.6] * 25, ddof=1)
+    assert difference is not None
+    assert difference.estimate == pytest.approx(right.sum() / sizes.sum() - 1.5 * 0.55)
+    assert difference.standard_error == pytest.approx(math.sqrt(ours / 50 + 1.5**2 * theirs / 50), rel=1e-10)
+    assert difference.n == 100
+
+
+def test_units_of_size_one_have_the_error_of_their_values() -> None:
+    random = np.random.default_rng(12)
+    control, treatment = random.normal(0.0, 1.0, 60), random.normal(0.2, 2.0, 40)
+    ratio = ratio_difference(
+        control=CoMoments.from_values(np.ones(60), control), treatment=CoMoments.from_values(np.ones(40), treatment)
+    )
+    plain = difference_of(Moments.from_values(control), Moments.from_values(treatment))
+    assert ratio is not None
+    assert (ratio.estimate, ratio.standard_error, ratio.degrees_of_freedom) == pytest.approx(
+        (plain.estimate, plain.standard_error, plain.degrees_of_freedom), rel=1e-9
+    )
+
+
+def test_blocks_without_any_error_are_not_certain() -> None:
+    sizes = np.arange(5.0, 45.0)
+    spotless = CoMoments.merged([CoMoments.from_values(sizes[i::7], np.zeros(len(sizes[i::7]))) for i in range(7)])
+    perfect = CoMoments.merged([CoMoments.from_values(sizes[i::7], sizes[i::7]) for i in range(7)])
+    for arm in (spotless, perfect):
+        assert ratio_difference(control=arm, treatment=arm) is None
+        difference = ratio_difference(control=arm, treatment=arm, is_rate=True)
+        share = 1.0 / (sizes.sum() + 2.0)
+        assert difference is not None
+        assert difference.standard_error == pytest.approx(math.sqrt(2 * share * (1 - share) / sizes.sum()))
+
+
+def test_units_without_anything_in_them_have_no_ratio() -> None:
+    some = CoMoments.from_values([2.0, 3.0, 4.0], [1.0, 1.0, 4.0])
+    empty = CoMoments.from_values([0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
+    assert ratio_difference(control=some, treatment=empty) is None
+    assert ratio_difference(control=CoMoments(), treatment=some) is None
 
 
 # --- rates --------------------------------------------------------------------------------------------------------------

@@ -135,6 +135,22 @@ def test_merging_pairs_gives_what_pairs_one_by_one_give(
     assert merged.m2_y == pytest.approx(added.m2_y, rel=1e-9, abs=1e-11 * scale * scale)
 
 
+@pytest.mark.parametrize("value", [0.1, 1e-5 / 3, -7.7e8])
+def test_what_does_not_vary_has_no_spread_however_it_is_counted(value: float) -> None:
+    together = Moments.from_values([value] * 1000)
+    parts = Moments.merged([Moments.from_values([value] * size) for size in (1, 3, 96, 900)])
+    for moments in (together, parts):
+        assert (moments.mean, moments.m2) == (value, 0.0)
+
+
+def test_copies_differ_by_nothing_however_they_are_counted() -> None:
+    values = np.random.default_rng(6).normal(1e-4, 1e-5, 1000)
+    for slope in (1.0, 3.3):
+        whole = CoMoments.merged([CoMoments.from_values(values[i::9], slope * values[i::9]) for i in range(9)])
+        assert whole.adjusted(slope).m2 == 0.0
+        assert whole.adjusted(0.5 * slope).m2 > 0.0
+
+
 def test_pairs_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match="are not pairs"):
         CoMoments.from_values([1.0, 2.0], [1.0])
