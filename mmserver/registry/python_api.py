@@ -234,13 +234,14 @@ class ModelRegistry:
         """
         return self._changed(name, stages.promote(self._registered(name), name, version, ACTOR))
 
-    def rollback(self, name: str) -> ModelInfo:
-        """Put back what was in production before.
+    def rollback(self, name: str, from_version: str | None = None) -> ModelInfo:
+        """Put back what was in production before; with `from_version` only from that, so that it can be tried again safely.
 
         Raises:
             ModelNotFound, NotInProduction, NothingBefore, WrongModelKind, ReadOnly
+            VersionChanged: something else came into production in place of `from_version`.
         """
-        return self._changed(name, stages.rollback(self._registered(name), name, ACTOR))
+        return self._changed(name, stages.rollback(self._registered(name), name, ACTOR, from_label=from_version))
 
     def retire_model(self, name: str, version: str) -> ModelInfo:
         """Archive a version.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Row, delete, insert, select
+from sqlalchemy import Connection, Row, delete, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from mmserver.catalog.catalog import Actor
@@ -19,7 +19,7 @@ from mmserver.registry.changes import announce, serve_what_is_due, touch, touch_
 from mmserver.registry.finding import REGISTERED, check_registered, find_model, find_version, in_stage
 from mmserver.registry.versions import StagedVersion, VersionStage, staged_version
 from mmserver.storage.audit import record_audit
-from mmserver.storage.tables import PromotionRow, RegisteredVersionRow, StageRow, VersionRow
+from mmserver.storage.tables import AuditRow, PromotionRow, RegisteredVersionRow, StageRow, VersionRow
 from mmserver.storage.times import text_from_datetime
 
 _STAGES: dict[str, VersionStage | None] = {
@@ -94,20 +94,23 @@ def promote(store: Store, model_name: str, reference: str, by: Actor) -> StagedV
 def rollback(store: Store, model_name: str, by: Actor, *, from_label: str | None = None) -> StagedVersion:
     """Undo the last promotion that was not undone: two calls go back two. Versions that were removed since are passed over.
 
-    `from_label`: only if that is in production still, so that the same wish sent twice goes back one.
+    `from_label`: only from that version, so that the same wish sent twice goes back one; where it was rolled back just before,
+    by whomever, nothing is changed.
 
     Raises:
         ModelNotFound, ReadOnly
-        VersionChanged: something else than `from_label` is in production; nothing was changed.
+        VersionChanged: something else came into production in place of `from_label`; nothing was changed.
         NotInProduction: there is nothing to go back from.
         NothingBefore: there is nothing to go back to.
     """
 
-    def back(connection: Connection, model: Row[Any], at: str) -> _Move:
+    def back(connection: Connection, model: Row[Any], at: str) -> _Move | Row[Any]:
         present = in_stage(connection, model.id, PRODUCTION)
         if present is None:
             raise NotInProduction(model_name=model_name)
         if from_label not in (None, present.label):
+            if _last_change_of_production(connection, model) == ("version.rolled_back", from_label):
+                return present
             raise VersionChanged(what=f"the production of {model_name}", current=present.label)
         promotion = promotion_before(connection, model.id, present.id)
         if promotion is None:
@@ -251,6 +254,16 @@ def _last_promotion(connection: Connection, model_id: int) -> Row[Any]:
     """What brought into production what is there now."""
     query = select(PromotionRow.__table__).where(PromotionRow.model_id == model_id)
     return connection.execute(query.order_by(PromotionRow.id.desc()).limit(1)).one()
+
+
+def _last_change_of_production(connection: Connection, model: Row[Any]) -> tuple[str, str | None]:
+    """What the audit calls it, and the version that gave way."""
+    into_production = AuditRow.target == model.name, AuditRow.action.in_(("version.promoted", "version.rolled_back"))
+    query = select(AuditRow.action, func.json_extract(AuditRow.detail, "$.before").label("before")).where(
+        *into_production
+    )
+    row = connection.execute(query.order_by(AuditRow.id.desc()).limit(1)).one()
+    return row.action, row.before
 
 
 def _archived_at(connection: Connection, version_id: int) -> str | None:

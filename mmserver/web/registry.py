@@ -15,6 +15,7 @@ from mmserver.web.registry_bodies import (
     DescribeVersion,
     RegistryModels,
     RegistryModelVersions,
+    RollbackPromotion,
     SetStage,
     UpdateMetrics,
     cursor_from_name,
@@ -98,8 +99,9 @@ def post_promotion(model_name: str, version: str) -> flask.Response:
 
 
 def post_rollback(model_name: str) -> flask.Response:
-    """Put back into production what was there before."""
-    return _item(stages.rollback(current_store(), model_name, current_actor()))
+    """Put back into production what was there before; with `from`, only from that version."""
+    body = read_body(flask.request, RollbackPromotion) if flask.request.content_length else RollbackPromotion()
+    return _item(stages.rollback(current_store(), model_name, current_actor(), from_label=body.from_label))
 
 
 def post_retirement(model_name: str, version: str) -> flask.Response:

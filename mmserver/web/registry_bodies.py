@@ -167,6 +167,12 @@ class SetStage(msgspec.Struct, frozen=True):
     stage: str | None
 
 
+class RollbackPromotion(msgspec.Struct, frozen=True, rename={"from_label": "from"}):
+    """The body of `POST …/rollback`. Without `from`, the same request sent twice goes back two versions."""
+
+    from_label: str | None = None
+
+
 class UpdateMetrics(msgspec.Struct, frozen=True):
     """The body of `PATCH …/metrics`."""
 

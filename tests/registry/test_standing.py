@@ -39,14 +39,27 @@ def test_a_version_that_was_removed_is_not_said_to_come_back(three: Any) -> None
     assert find_standing(three.store, "hybrid").before == "1.0.0"
 
 
-def test_a_rollback_from_what_is_no_longer_in_production_changes_nothing(three: Any) -> None:
+def test_the_same_rollback_sent_twice_goes_back_one(three: Any) -> None:
     for label in ("1.0.0", "1.9.0", "1.10.0"):
         promote(three.store, "hybrid", label, TEST)
-    rollback(three.store, "hybrid", TEST, from_label="1.10.0")
+    first = rollback(three.store, "hybrid", TEST, from_label="1.10.0")
     n_actions = len(three.actions())
-    with pytest.raises(VersionChanged, match=r"1\.9\.0"):
-        rollback(three.store, "hybrid", TEST, from_label="1.10.0")
-    assert (three.served, len(three.actions())) == ("1.9.0", n_actions)
+    assert rollback(three.store, "hybrid", TEST, from_label="1.10.0") == first
+    assert (first.label, three.served, len(three.actions())) == ("1.9.0", "1.9.0", n_actions)
+    assert rollback(three.store, "hybrid", TEST, from_label="1.9.0").label == "1.0.0"
+
+
+@pytest.mark.parametrize("label", ["1.0.0", "1.10.0"])
+def test_a_rollback_from_what_another_version_took_the_place_of_is_refused(three: Any, label: str) -> None:
+    for promoted in ("1.10.0", "1.9.0", "1.0.0"):
+        promote(three.store, "hybrid", promoted, TEST)
+    if label == "1.0.0":  # two steps ago, and the last one was another's
+        rollback(three.store, "hybrid", TEST, from_label="1.0.0")
+        rollback(three.store, "hybrid", TEST, from_label="1.9.0")
+    before = three.served, len(three.actions())
+    with pytest.raises(VersionChanged, match=before[0].replace(".", r"\.")):
+        rollback(three.store, "hybrid", TEST, from_label=label)
+    assert (three.served, len(three.actions())) == before
 
 
 def test_a_watched_model_stands_like_any_other(bench: Any) -> None:

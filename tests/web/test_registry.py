@@ -429,6 +429,19 @@ def test_what_there_is_not_is_404_and_what_has_a_directory_409(site: Any, three:
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_rollback_that_says_from_where_goes_back_one_however_often_it_is_sent(site: Any, three: str) -> None:
+    for label in ("1.10.0-rc.1", "1.9.0", "1.10.0"):
+        assert site.client.post(f"{ROOT}/{three}/{label}/promote").status_code == 200
+    sent = [site.client.post(f"{ROOT}/{three}/rollback", json={"from": "1.10.0"}) for _ in range(2)]
+    assert [(answer.status_code, answer.json["version"]) for answer in sent] == [(200, "1.9.0")] * 2
+    assert sent[0].data == sent[1].data
+    assert site.client.post(f"{ROOT}/{three}/1.10.0-rc.1/promote").status_code == 200
+    said = refused(site.client.post(f"{ROOT}/{three}/rollback", json={"from": "1.10.0"}), 412, "version_changed")
+    assert "1.10.0-rc.1" in said
+    refused(site.client.post(f"{ROOT}/{three}/rollback", json={"from": 1}), 400, "request_invalid")
+    refused(site.client.post(f"{ROOT}/{three}/rollback", data=b"from=1.0.0"), 415, "unsupported_media_type")
+
+
 def test_stages_are_set_in_any_case_and_promotions_undone(site: Any, three: str) -> None:
     def stage(version: str, to: str | None) -> Any:
         return site.client.put(f"{ROOT}/{three}/{version}/stage", json={"stage": to}).json

@@ -120,9 +120,11 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "POST", f"{_MODEL}/rollback", "rollback_registry_model", REGISTRY, "Undo the last promotion",
-        description=f"Two calls go back two. {_STAGES_OF_WATCHED}",
+        description="With `from`, the version that is in production, the same request may be sent again: it changes nothing then. "
+        f"Without it, two requests go back two. {_STAGES_OF_WATCHED}",
+        body=Body.json(bodies.RollbackPromotion, is_required=False),
         answers=(Answer.json(bodies.RegistryVersion, "The version that is in production again."),),
-        errors=(errors.NotInProduction, errors.NothingBefore, *_CHANGES_STAGES),
+        errors=(errors.NotInProduction, errors.NothingBefore, errors.VersionChanged, *_CHANGES_STAGES),
     ),
     Operation(
         "GET", _VERSION, "get_registry_version", REGISTRY, "One version",
