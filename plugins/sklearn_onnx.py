@@ -1,5 +1,8 @@
 """scikit-learn models saved with skops, made into ONNX; what a file names is looked up in scikit-learn's own list, never run.
 
+Each step is converted by itself, in double precision as scikit-learn computes: a price of 50,000 that moves by 5 loses most of its
+digits in a scaler of float32. What has no such conversion is left in single precision, and what comes of it is compared.
+
 Pickles run as code, and so only where the operator allows it, in the guarded process.
 """
 
@@ -32,8 +35,13 @@ _ABSOLUTE = _RELATIVE = 1e-5
 _INNER_PARTS = re.compile(r"sklearn\.[\w.]+\.([A-Z]\w*|newObj)")
 """Classes of scikit-learn that skops leaves to the reader's judgement: forged, they crash the guarded process at worst."""
 _N_TREES = 8
-_KEEP_FEATURES = ("NoneType", "SimpleImputer", "str")
-"""Steps whose features are the rows' own: a pipeline may have None or a text in place of one."""
+_STEADY_SCALERS = ("MaxAbsScaler", "MinMaxScaler", "RobustScaler", "StandardScaler")
+_SCALERS = (*_STEADY_SCALERS, "PowerTransformer", "QuantileTransformer")
+_KEPT_ROWS = ("support_vectors_", "_fit_X", "X_train_")
+"""Where models keep rows that they were fitted with: support vectors, neighbours, Gaussian processes."""
+_WEIGHTS = (1e-10, 1e6)
+"""Of a linear model; what is smaller or larger says nothing of how large its feature is."""
+_CONVERTER_RAISES = (NameError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _SHARE_BEYOND_OF_TREES = 0.02
 """One row of 64, five of 256. scikit-learn scales and splits in double precision: in float32 a row that lies on a split takes the other branch.
 
@@ -55,11 +63,11 @@ def read_sklearn(source: ModelSource) -> ModelFile:
     rows = _rows(model, _n_features(model, source.options))
     with _quiet():
         output, expected = _predicted(model, kind, rows.astype("float64"))
-        graph = _converted(model, rows.shape[1], is_classifier=kind == "classifier")
+        graph = _converted(model, rows.shape[1], output)
     trees = _has_trees(model)
     names = getattr(model, "feature_names_in_", None)
     file = model_file_from_onnx(
-        content_from_graph(graph, {graph.graph.output[-1].name: output}),
+        content_from_graph(graph),
         outputs=(output,),
         feature_names=None if names is None else tuple(map(str, names)),
         library_version=f"scikit-learn {sklearn.__version__}",
@@ -137,41 +145,52 @@ def _n_features(model: Any, options: Mapping[str, Any]) -> int:
 def _rows(model: Any, n_features: int) -> Any:
     """Around what the first scaler was fitted with, and at the splits of trees where what is before them is computed as in the source.
 
-    Only the conversions of StandardScaler and RobustScaler compute in double precision: after another, rows at a split rightly take either branch.
+    Behind a step that is computed in single precision, rows at a split rightly take either branch.
     """
     import numpy as np
 
-    before = [step for step in _steps(model)[:-1] if type(step).__name__ not in _KEEP_FEATURES]
+    *before, last = _parts(model)
     first = before[0] if before and getattr(before[0], "n_features_in_", None) == n_features else None
-    center, scale = _scaling(first, n_features)
-    usual = probe_rows(n_features, center, scale)
-    is_exact = not before or (
-        len(before) == 1
-        and type(first).__name__ in ("RobustScaler", "StandardScaler")
-        and getattr(first, "scale_", None) is not None
-    )
-    if not is_exact or getattr(_steps(model)[-1], "n_features_in_", None) != n_features:
+    center, scale = _scaling(first, n_features) if before else _scaling_of_last(last, n_features)
+    is_unknown = type(first).__name__ not in _SCALERS if before else not any(hasattr(last, name) for name in _KEPT_ROWS)
+    usual = probe_rows(n_features, center, scale, of_any_size=is_unknown and not _has_trees(model))
+    is_exact = not before or (len(before) == 1 and type(first).__name__ in _STEADY_SCALERS)
+    if not is_exact or getattr(last, "n_features_in_", None) != n_features:
         return usual
     splits = [(feature, threshold * scale[feature] + center[feature]) for feature, threshold in _splits(model)]
     return np.concatenate([usual, probe_rows_at_splits(n_features, splits)]) if splits else usual
 
 
 def _scaling(step: Any, n_features: int) -> tuple[Any, Any]:
-    """What a scaler makes 0, and what it makes 1 more than that; 0 and 1 for any other step."""
+    """What a scaler makes 0 (the middle, where it gives ranks), and what it makes 1 more than that; 0 and 1 for any other step."""
+    import numpy as np
+
+    name = type(step).__name__
+    if name not in _SCALERS:
+        return np.zeros(n_features), np.ones(n_features)
+    if name == "QuantileTransformer":
+        low, center, high = np.quantile(step.quantiles_, (0.1, 0.5, 0.9), axis=0)
+        return center, np.where(high > low, high - low, 1.0)
+    center, above = step.inverse_transform(np.array([np.zeros(n_features), np.ones(n_features)]))
+    center = np.where(np.isfinite(center), center, 0.0)
+    scale = np.where(np.isfinite(above) & (above > center), above - center, 1.0)
+    return center, scale
+
+
+def _scaling_of_last(last: Any, n_features: int) -> tuple[Any, Any]:
+    """Of what a model without a scaler was fitted with, as far as it keeps rows of that; else what each weight makes as large as another."""
     import numpy as np
 
     center, scale = np.zeros(n_features), np.ones(n_features)
-    match type(step).__name__:
-        case "MinMaxScaler":
-            center, scale = -step.min_ / step.scale_, 1 / step.scale_
-        case "StandardScaler":
-            center = step.mean_ if step.with_mean else center
-            scale = scale if step.scale_ is None else step.scale_
-        case "RobustScaler":
-            center = center if step.center_ is None else step.center_
-            scale = scale if step.scale_ is None else step.scale_
-        case "MaxAbsScaler":
-            scale = step.scale_
+    kept = [getattr(last, name) for name in _KEPT_ROWS if hasattr(last, name)]
+    rows = next((rows for rows in kept if isinstance(rows, np.ndarray) and rows.shape[1:] == (n_features,)), None)
+    weights = np.abs(np.atleast_2d(getattr(last, "coef_", np.zeros(0)))) if rows is None else np.zeros((0, 0))
+    if rows is not None:
+        deviations = rows.std(axis=0)
+        return rows.mean(axis=0), np.where(deviations > 0, deviations, 1.0)
+    if weights.shape[1] == n_features and np.isfinite(weights).all():
+        largest = weights.max(axis=0)
+        scale = 1 / np.where((largest > _WEIGHTS[0]) & (largest < _WEIGHTS[1]), largest, 1.0)
     return center, scale
 
 
@@ -197,49 +216,99 @@ def _predicted(model: Any, kind: str, rows: Any) -> tuple[str, Any]:
     return SCORES, scores if scores.ndim > 1 else np.column_stack([-scores, scores])
 
 
-def _converted(model: Any, n_features: int, *, is_classifier: bool) -> Any:
+# --- the graph --------------------------------------------------------------------------------------------------------
+
+
+def _converted(model: Any, n_features: int, output: str) -> Any:
+    """The steps' graphs one after the other, from features to the one output, both in float32.
+
+    Trees take float32, as scikit-learn gives it to them.
+    """
+    from onnx import TensorProto, compose, helper
+
+    *before, last = parts = _parts(model)
+    found, width = [], n_features
+    for number, part in enumerate(parts):
+        is_last = part is last and number == len(before)
+        width = int(getattr(part, "n_features_in_", None) or width)
+        try:
+            graph = _part(part, width, output if is_last else None, is_double=not (is_last and _has_trees(part)))
+        except _CONVERTER_RAISES as error:
+            steps = " → ".join(type(step).__name__ for step in _steps(model))
+            reason = f"{steps}: {str(error).partition(chr(10))[0][:200]}"
+            raise NotConvertible(target="onnx", reason=reason) from error
+        found.append(graph)
+    nodes, constants, last_name = [], [], INPUT
+    opsets: dict[str, int] = {}
+    for number, graph in enumerate(found):
+        part = compose.add_prefix(graph, f"step{number}_")
+        taken, given = part.graph.input[0], part.graph.output[-1]
+        nodes += [
+            helper.make_node("Cast", [last_name], [taken.name], to=taken.type.tensor_type.elem_type),
+            *part.graph.node,
+        ]
+        constants += part.graph.initializer
+        opsets.update({one.domain: max(one.version, opsets.get(one.domain, 0)) for one in part.opset_import})
+        last_name = given.name
+    nodes.append(helper.make_node("Cast", [last_name], [output], to=TensorProto.FLOAT))
+    takes = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", n_features])
+    gives = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", None])
+    return helper.make_model(
+        helper.make_graph(_needed(nodes, output), "sklearn", [takes], [gives], constants),
+        opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
+        ir_version=max(graph.ir_version for graph in found),
+        producer_name="mmserver",
+    )
+
+
+def _part(part: Any, width: int, output: str | None, *, is_double: bool) -> Any:
+    """One step in double precision where that can be converted and run, else in single; `output` is that of the last."""
+    import onnxruntime
     import skl2onnx
-    from skl2onnx.common.data_types import FloatTensorType
-    from sklearn.preprocessing import RobustScaler, StandardScaler
+    from onnxruntime.capi import onnxruntime_pybind11_state as refusals
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+
+    options = _options(part, output)
+    silent = onnxruntime.SessionOptions()
+    silent.log_severity_level, silent.intra_op_num_threads = 4, 1
+    if is_double:
+        with contextlib.suppress(*_CONVERTER_RAISES, refusals.Fail, refusals.InvalidGraph, refusals.NotImplemented):
+            graph = skl2onnx.to_onnx(part, initial_types=[(INPUT, DoubleTensorType([None, width]))], options=options)
+            onnxruntime.InferenceSession(graph.SerializeToString(), silent, providers=["CPUExecutionProvider"])
+            return graph
+    return skl2onnx.to_onnx(part, initial_types=[(INPUT, FloatTensorType([None, width]))], options=options)
+
+
+def _options(part: Any, output: str | None) -> dict[int, dict[str, Any]]:
+    """Of a classifier: numbers in a table, and scores where there are no probabilities."""
     from sklearn.svm import LinearSVC
 
-    options: dict[Any, dict[str, Any]] = {kind: {"div": "div_cast"} for kind in (RobustScaler, StandardScaler)}
-    if is_classifier:
-        named = {} if isinstance(_steps(model)[-1], LinearSVC) else {"zipmap": False}
-        options[id(model)] = named if hasattr(model, "predict_proba") else {**named, "raw_scores": True}
-    types = [(INPUT, FloatTensorType([None, n_features]))]
-    try:
-        graph = skl2onnx.to_onnx(model, initial_types=types, options=options)
-    except (NameError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        steps = " → ".join(type(step).__name__ for step in _steps(model))
-        raise NotConvertible(target="onnx", reason=f"{steps}: {str(error).partition(chr(10))[0][:200]}") from error
-    means = [getattr(step, "mean_" if type(step) is StandardScaler else "center_") for step in _steps(model)
-             if isinstance(step, RobustScaler | StandardScaler)]  # fmt: skip
-    _set_means(graph, [mean for mean in means if mean is not None])
-    return graph
+    if output not in (PROBABILITIES, SCORES):
+        return {}
+    named: dict[str, Any] = {} if isinstance(part, LinearSVC) else {"zipmap": False}
+    return {id(part): named if output == PROBABILITIES else {**named, "raw_scores": True}}
 
 
-def _set_means(graph: Any, means: list[Any]) -> None:
-    """As they were fitted, where the converter has rounded them to single precision before it subtracts in double.
-
-    Source:
-        skl2onnx 1.20, convert_sklearn_scaler; measured on prices of 50,000: 15 of 296 rows at splits of scaled trees took the other branch.
-    """
-    import numpy as np
-    from onnx import TensorProto, numpy_helper
-
-    for constant in graph.graph.initializer:
-        if constant.data_type == TensorProto.DOUBLE:
-            values = numpy_helper.to_array(constant).ravel()
-            for mean in means:
-                if np.array_equal(values, mean.astype(np.float32).astype(np.float64)):
-                    exact = numpy_helper.from_array(mean.reshape(tuple(constant.dims)), constant.name)
-                    constant.CopyFrom(exact)
+def _needed(nodes: list[Any], output: str) -> list[Any]:
+    """Those that the output is computed from: classifiers give their labels too."""
+    wanted, kept = {output}, []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+            wanted.update(name for attribute in node.attribute for inner in attribute.g.node for name in inner.input)
+    return kept[::-1]
 
 
 def _steps(model: Any) -> list[Any]:
     """The model's parts: a pipeline's, or the model itself."""
     return [step for _, step in model.steps] if hasattr(model, "steps") else [model]
+
+
+def _parts(model: Any) -> list[Any]:
+    """The steps that change something."""
+    *before, last = _steps(model)
+    return [*(step for step in before if step is not None and step != "passthrough"), last]
 
 
 def _has_trees(model: Any) -> bool:
@@ -273,8 +342,10 @@ def _with_objective(file: ModelFile, model: Any) -> ModelFile:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Rows come without names here, also for a model that was fitted with some."""
-    with warnings.catch_warnings():
+    """Rows come without names here, also for a model that was fitted with some, and some are too large for it."""
+    import numpy as np
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", message="X does not have valid feature names")
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category)

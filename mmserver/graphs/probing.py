@@ -12,17 +12,23 @@ from mmserver.graphs.running import STEP
 MAX_PROBE_ROWS = 64
 MAX_PROBE_NUMBERS = 1 << 20
 MAX_SPLITS = 64
+_SIZES = (1e-4, 1.0, 1e5, 1e9)
+"""Of the factors that models take as they are: returns, ratios, prices, volumes."""
+_ROWS_OF_A_SIZE = 8
+_MOVES = 0.01
+"""How far a price or a volume moves, of itself."""
 _LARGEST = 3e38
 """Thresholds beyond it are taken for it: no number of float32 lies on their other side."""
 
 
-def probe_rows(n_features: int, center: Any = 0.0, scale: Any = 1.0) -> FloatRows:
+def probe_rows(n_features: int, center: Any = 0.0, scale: Any = 1.0, *, of_any_size: bool = False) -> FloatRows:
     """Rows to try a model with: usual ones, small and large ones, zeros, one input at a time.
 
     center, scale: of the features as the model was fitted with them, one number or one for each; rows lie around them.
+    of_any_size: nobody says how large the features are; as many rows again as large as returns, prices and volumes, each alone and mixed.
 
     Shapes:
-        returns: STEP to 64 rows × n_features, float32, always the same.
+        returns: STEP to 104 rows × n_features, float32, always the same.
     """
     n_rows = max(STEP, min(MAX_PROBE_ROWS, MAX_PROBE_NUMBERS // n_features))
     random = np.random.default_rng(11)
@@ -32,8 +38,15 @@ def probe_rows(n_features: int, center: Any = 0.0, scale: Any = 1.0) -> FloatRow
     rows[-4:-2] = 0
     rows[-3, random.integers(n_features)] = 1
     rows[-2:] = random.choice(np.array([-1, 0, 1], np.float32), size=(2, n_features))
-    placed = np.clip(rows.astype(np.float64) * scale + center, -_LARGEST, _LARGEST)
-    return np.ascontiguousarray(placed, dtype=np.float32)
+    placed = [np.clip(rows.astype(np.float64) * scale + center, -_LARGEST, _LARGEST)]
+    if of_any_size:
+        mixed = random.choice(_SIZES, size=(_ROWS_OF_A_SIZE, n_features))
+        moves = 1 + _MOVES * random.normal(size=(len(_SIZES), _ROWS_OF_A_SIZE, n_features))
+        placed += [
+            *(size * moved for size, moved in zip(_SIZES, moves, strict=True)),
+            mixed * random.normal(size=mixed.shape),
+        ]
+    return np.ascontiguousarray(np.concatenate(placed), dtype=np.float32)
 
 
 def probe_rows_at_splits(

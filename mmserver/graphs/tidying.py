@@ -46,6 +46,9 @@ def probes_from_outputs(rows: FloatRows, outputs: Mapping[str, Any]) -> Probes:
     Shapes:
         rows: n_rows × n_features. outputs: name → n_rows × …, of any number type.
     """
-    tables = {name: np.asarray(values, np.float32).reshape(len(rows), -1).tolist() for name, values in outputs.items()}
+    with np.errstate(over="ignore"):  # infinite then, as what is served
+        tables = {
+            name: np.asarray(values, np.float32).reshape(len(rows), -1).tolist() for name, values in outputs.items()
+        }
     cells: list[list[float | None]] = [[None if math.isnan(cell) else cell for cell in row] for row in rows.tolist()]
     return Probes(rows=cells, outputs=tables)

@@ -15,7 +15,7 @@ from mmserver.errors import NotConvertible, Undecodable
 skops = pytest.importorskip("skops.io", reason="skops is not installed (the extra sklearn)")
 pytest.importorskip("skl2onnx", reason="skl2onnx is not installed (the extra sklearn)")
 
-from sklearn import base, ensemble, linear_model, pipeline, preprocessing, svm, tree  # noqa: E402  after the skips
+from sklearn import base, ensemble, linear_model, neighbors, neural_network, pipeline, preprocessing, svm, tree  # noqa: E402  after the skips
 
 ROWS = np.random.default_rng(0).normal(size=(200, 4))
 PRICES = 50_000 + 300 * ROWS
@@ -121,6 +121,131 @@ def test_prices_that_a_robust_scaler_scales_keep_their_last_digits(
     model = pipeline.make_pipeline(preprocessing.RobustScaler(), linear_model.LogisticRegression())
     report = parity(read_model("sklearn", saved(model, CLASSES, PRICES)))
     assert (report.passed, report.max_abs_difference < 1e-6) == (True, True)
+
+
+MINUTES = 50_000 + 5 * ROWS
+"""Prices that move by a ten-thousandth."""
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        pytest.param(linear_model.Ridge(1e-6), id="ridge"),
+        pytest.param(linear_model.PoissonRegressor(alpha=1e-6), id="poisson"),
+        pytest.param(
+            neural_network.MLPRegressor(hidden_layer_sizes=(8,), max_iter=20, random_state=0, solver="lbfgs"),
+            id="network",
+        ),
+        pytest.param(neighbors.KNeighborsRegressor(), id="neighbours"),
+        pytest.param(svm.SVR(), id="svr"),
+        pytest.param(ensemble.RandomForestRegressor(5, random_state=0), id="forest"),
+    ],
+)
+@pytest.mark.parametrize(
+    "scaler",
+    [
+        pytest.param(preprocessing.StandardScaler(), id="standard"),
+        pytest.param(preprocessing.MinMaxScaler(), id="min-max"),
+        pytest.param(preprocessing.RobustScaler(), id="robust"),
+        pytest.param(preprocessing.QuantileTransformer(n_quantiles=50), id="quantiles"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
+def test_prices_that_hardly_move_keep_their_last_digits_behind_any_scaler(
+    read_model: Callable[..., Any], parity: Callable[..., Any], scaler: Any, last: Any
+) -> None:
+    model = pipeline.make_pipeline(base.clone(scaler), base.clone(last))
+    read = read_model("sklearn", saved(model, np.exp(RETURNS / 10), MINUTES))
+    report = parity(read)
+    assert (report.passed, report.n_beyond) == (True, 0)
+    assert len(np.unique(read.probes.outputs["prediction"])) > 5
+
+
+def test_several_scalers_and_what_stands_for_none_are_each_computed_as_in_the_source(
+    read_model: Callable[..., Any], parity: Callable[..., Any]
+) -> None:
+    steps = (
+        preprocessing.StandardScaler(),
+        "passthrough",
+        preprocessing.MaxAbsScaler(),
+        preprocessing.PolynomialFeatures(2),
+    )
+    model = pipeline.make_pipeline(*steps, linear_model.Ridge())
+    assert parity(read_model("sklearn", saved(model, rows=MINUTES))).passed
+
+
+def test_a_scaler_that_can_only_be_computed_in_single_precision_is_refused_where_that_loses_too_much(
+    read_model: Callable[..., Any], parity: Callable[..., Any]
+) -> None:
+    model = pipeline.make_pipeline(preprocessing.PowerTransformer(), linear_model.Ridge())
+    assert parity(read_model("sklearn", saved(model))).passed
+    report = parity(read_model("sklearn", saved(model, rows=100 + ROWS)))
+    assert (report.passed, report.n_beyond > 0) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(linear_model.LinearRegression(), id="regression"),
+        pytest.param(linear_model.Lasso(1e-9), id="lasso"),
+        pytest.param(
+            neural_network.MLPRegressor(hidden_layer_sizes=(4,), max_iter=5, random_state=0, solver="lbfgs"),
+            id="network",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge", "ignore:Objective did not converge")
+def test_a_model_without_a_scaler_is_tried_on_returns_prices_and_volumes(
+    read_model: Callable[..., Any], parity: Callable[..., Any], model: Any
+) -> None:
+    sizes = np.array([1e-4, 1e9, 1e5, 1.0])
+    rows = ROWS * sizes * (1, 0.3, 0.001, 1) + (0, 1e9, 1e5, 0)
+    read = read_model("sklearn", saved(model, rows=rows))
+    assert parity(read).passed
+    tried = np.abs(np.array(read.probes.rows))
+    for size in sizes:
+        near = (tried > 0.9 * size) & (tried < 1.1 * size)
+        assert near.any(axis=0).all(), f"no row has features of about {size}"
+        assert near.all(axis=1).any(), f"no row has only features of about {size}"
+
+
+def test_a_linear_model_is_tried_where_each_of_its_features_counts(read_model: Callable[..., Any]) -> None:
+    sizes = np.array([0.01, 100, 10, 1.0])
+    model = linear_model.LinearRegression()
+    tried = np.array(read_model("sklearn", saved(model, ROWS @ np.ones(4), ROWS * sizes)).probes.rows)
+    assert np.median(np.abs(tried[:40]), axis=0) == pytest.approx(sizes, rel=1.0)
+
+
+def test_neighbours_are_tried_around_the_rows_that_they_keep(
+    read_model: Callable[..., Any], parity: Callable[..., Any]
+) -> None:
+    read = read_model("sklearn", saved(neighbors.KNeighborsRegressor(), rows=PRICES))
+    assert parity(read).passed
+    assert len(np.unique(read.probes.outputs["prediction"])) > 30
+
+
+@pytest.mark.parametrize("labels", [pytest.param(RETURNS > 0, id="two"), pytest.param(CLASSES, id="three")])
+@pytest.mark.parametrize(
+    "last",
+    [
+        pytest.param(svm.SVC(), id="svc"),
+        pytest.param(svm.NuSVC(nu=0.1), id="nu-svc"),
+        pytest.param(svm.LinearSVC(random_state=0), id="linear-svc"),
+        pytest.param(linear_model.RidgeClassifier(), id="ridge"),
+        pytest.param(linear_model.Perceptron(), id="perceptron"),
+    ],
+)
+def test_a_pipeline_of_a_classifier_without_probabilities_gives_scores_whose_largest_is_the_class(
+    read_model: Callable[..., Any], parity: Callable[..., Any], last: Any, labels: Any
+) -> None:
+    model = pipeline.make_pipeline(preprocessing.StandardScaler(), base.clone(last))
+    read = read_model("sklearn", saved(model, labels, PRICES))
+    report = parity(read)
+    assert (report.passed, report.class_agreement) == (True, 1.0)
+    scores = np.array(read.probes.outputs["scores"])
+    said = model.predict(np.array(read.probes.rows))
+    clear = np.diff(np.sort(scores, axis=1)[:, -2:], axis=1)[:, 0] > 1e-5
+    assert (np.array(read.summary["classes"])[scores.argmax(axis=1)][clear] == said[clear]).all()
 
 
 @pytest.mark.parametrize(
