@@ -356,8 +356,53 @@ class SymbolQuantiles(msgspec.Struct, frozen=True):
 # --- registry ---------------------------------------------------------------------------------------------------------
 
 
+class FormTiming(msgspec.Struct, frozen=True, kw_only=True):
+    """What one call for one row took on one thread: milliseconds."""
+
+    p50_ms: float
+    p99_ms: float
+    n_calls: int
+
+
+class Optimization(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of the last try to make one form of a version.
+
+    `version`: the label that it was registered under, None if it was kept out or only tried. `reasons`: why it was kept out.
+    `source_size_bytes`, `source_timing`: of the version that it was made of.
+
+    Units:
+        class_agreement, boundary_agreement in [0, 1]: the share of rows that get the same class, of all and of those between two.
+        n_not_finite: rows whose numbers are not finite.
+    """
+
+    variant: str
+    accepted: bool
+    version: str | None = None
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    size_bytes: int | None = None
+    source_size_bytes: int | None = None
+    timing: FormTiming | None = None
+    source_timing: FormTiming | None = None
+    parity: dict[str, Any] | None = None
+    class_agreement: float | None = None
+    boundary_agreement: float | None = None
+    n_not_finite: int = 0
+    created_at: datetime | None = None
+
+
+class Optimizations(msgspec.Struct, frozen=True):
+    """What came of each form of a version that was tried."""
+
+    items: tuple[Optimization, ...]
+
+
 class RegisteredVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """One version that was registered by itself."""
+    """One version that was registered by itself. `input_shape`: of one row, None where it is flat.
+
+    `parity`: how near it comes to what it was converted from. Of a watched model's version only `name`, `version`, `stage` and the
+    times are known.
+    """
 
     name: str
     version: str
@@ -376,6 +421,7 @@ class RegisteredVersion(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str | None = None
     derived_from: str | None = None
     parity: dict[str, Any] | None = None
+    optimizations: tuple[Optimization, ...] = ()
     created_at: datetime | None = None
     updated_at: datetime | None = None
 

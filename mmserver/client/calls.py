@@ -16,6 +16,7 @@ from mmserver.client.errors import AnswerInvalid
 from mmserver.client.options import Retries
 
 T = TypeVar("T")
+V = TypeVar("V")
 Parameter: TypeAlias = "str | int | float | bool | datetime | None"
 _SAFE_SEGMENT = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._~-]+").fullmatch
 
@@ -90,6 +91,11 @@ def changing(method: str, path: str, kind: type[T], body: Any = None, **paramete
     headers = () if body is None else JSON
     decode = json_as(kind)
     return Call(method=method, path=path, query=query(parameters), headers=headers, content=content, decode=decode)
+
+
+def given_fields(fields: Mapping[str, V | None]) -> dict[str, V]:
+    """Without those that are None: left out."""
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def json_text(value: object) -> str:

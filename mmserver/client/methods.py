@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from mmserver.client import downloads, inference, models, predicting, registry
+from mmserver.client import downloads, experiments, inference, models, predicting, registry
 from mmserver.client.calls import Call, Flow
 from mmserver.client.downloads import Downloading, ModelDownload
 
@@ -193,7 +193,9 @@ class Calls:
     delete_version = OneCall(registry.delete_version)
     update_metrics = OneCall(registry.update_metrics)
     annotate_version = OneCall(registry.annotate_version)
+    optimize = OneCall(registry.optimize)
+    optimizations = OneCall(registry.optimizations)
 
-    create_ab_test = OneCall(registry.create_ab_test)
-    get_ab_test_analysis = OneCall(registry.get_ab_test_analysis)
-    stop_ab_test = OneCall(registry.stop_ab_test)
+    create_ab_test = OneCall(experiments.create_ab_test)
+    get_ab_test_analysis = OneCall(experiments.get_ab_test_analysis)
+    stop_ab_test = OneCall(experiments.stop_ab_test)

@@ -1,26 +1,42 @@
-"""Versions that are registered one by one, their stages, and A/B tests between them."""
+"""Versions that are registered one by one, their stages, and their other forms."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from mmserver.client.answers import (
     Comparison,
-    Experiment,
-    ExperimentAnalysis,
+    Optimizations,
     RegisteredModels,
     RegisteredVersion,
     RegisteredVersions,
 )
-from mmserver.client.calls import Blocking, Call, Flow, Upload, changing, json_as, json_text, path, reading
+from mmserver.client.calls import (
+    Blocking,
+    Call,
+    Flow,
+    Upload,
+    changing,
+    given_fields,
+    json_as,
+    json_text,
+    path,
+    reading,
+)
 
+T = TypeVar("T")
 MODELS = "/api/ml/registry/models"
 ONE = MODELS + "/{}"
 UPLOAD_S = 600.0
 """An upload, and the conversion and proof that follow it, take longer than other calls."""
+OPTIMIZE_S = 1800.0
+"""Three forms, of which each may take as long as the server allows a conversion, and what measuring them takes."""
+Variant = Literal["fp32", "int8_dynamic", "int8_static"]
 Stage = Literal["Production", "Staging", "Archived", "None"]
 
 # --- registering ------------------------------------------------------------------------------------------------------
@@ -40,16 +56,22 @@ def register_version(
     factors: Sequence[str] | None = None,
     info: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    derived_from: str | None = None,
     timeout_s: float = UPLOAD_S,
 ) -> Flow[RegisteredVersion]:
     """Upload a model's file, with those that belong to it, and register it. The files are read while they are sent.
 
     The server gets the SHA-256 of `file` and refuses what arrives otherwise. The same content under the same version is
-    no error, other content is a Conflict.
+    no error. `derived_from`: the label of the version that it was made of.
+
+    Raises:
+        Conflict: other content is registered under that version.
+        RequestRefused: the server cannot make a model of it; `detail` says why.
+        OSError: a file cannot be read.
     """
     model_file = Path(file)
     sha256 = yield Blocking(lambda: _sha256(model_file))
-    texts = {"model_type": model_type, "description": description}
+    texts = {"model_type": model_type, "description": description, "derived_from": derived_from}
     documents = {
         "metrics": metrics,
         "training_params": training_params,
@@ -58,9 +80,8 @@ def register_version(
         "info": info,
         "options": options,
     }
-    fields = {"name": name, "version": version, "sha256": sha256}
-    fields |= {key: text for key, text in texts.items() if text is not None}
-    fields |= {key: _document(key, value) for key, value in documents.items() if value is not None}
+    fields = {"name": name, "version": version, "sha256": sha256} | given_fields(texts)
+    fields |= {key: _document(key, value) for key, value in given_fields(documents).items()}
     answer: RegisteredVersion = yield Call(
         method="POST",
         path=MODELS,
@@ -77,6 +98,8 @@ def register_path(
     version: str,
     server_path: str,
     *,
+    other_paths: Sequence[str] | None = None,
+    sha256: str | None = None,
     model_type: str | None = None,
     description: str | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -85,13 +108,20 @@ def register_path(
     factors: Sequence[str] | None = None,
     info: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    derived_from: str | None = None,
     timeout_s: float = UPLOAD_S,
 ) -> Call[RegisteredVersion]:
-    """Register a file that is on the server's machine already."""
+    """Register a file that is on the server's machine already; `sha256`: only if it has that hash.
+
+    Raises:
+        As `register_version`, less OSError.
+    """
     body: dict[str, Any] = {
         "name": name,
         "version": version,
-        "path": server_path,
+        "path": str(server_path),
+        "other_paths": None if other_paths is None else [str(path) for path in other_paths],
+        "sha256": sha256,
         "model_type": model_type,
         "description": description,
         "metrics": metrics,
@@ -100,9 +130,13 @@ def register_path(
         "factors": factors,
         "info": info,
         "options": options,
+        "derived_from": derived_from,
     }
-    given = {key: value for key, value in body.items() if value is not None}
-    call = changing("POST", MODELS, RegisteredVersion, given)
+    return _long(changing("POST", MODELS, RegisteredVersion, given_fields(body)), timeout_s)
+
+
+def _long(call: Call[T], timeout_s: float) -> Call[T]:
+    """A call during which the server says nothing for minutes."""
     return msgspec.structs.replace(call, read_s=timeout_s, total_s=timeout_s)
 
 
@@ -159,9 +193,16 @@ def retire_version(name: str, version: str) -> Call[RegisteredVersion]:
     return changing("POST", path(ONE + "/{}/retire", name, version), RegisteredVersion)
 
 
-def rollback_promotion(name: str) -> Call[RegisteredVersion]:
-    """Put back into production what was there before. Twice goes back two: this is never sent twice by itself."""
-    return changing("POST", path(ONE + "/rollback", name), RegisteredVersion)
+def rollback_promotion(name: str, *, from_version: str | None = None) -> Call[RegisteredVersion]:
+    """Put back into production what was there before. Twice goes back two: this is never sent twice by itself.
+
+    `from_version`: only if that is in production still, so that whoever does not know what came of it may ask again.
+
+    Raises:
+        Conflict: nothing is in production, nothing was before, or something else than `from_version` is.
+    """
+    body = None if from_version is None else {"from": from_version}
+    return changing("POST", path(ONE + "/rollback", name), RegisteredVersion, body)
 
 
 def delete_version(name: str, version: str) -> Call[None]:
@@ -177,48 +218,47 @@ def update_metrics(name: str, version: str, metrics: Mapping[str, Any]) -> Call[
 def annotate_version(
     name: str, version: str, *, description: str | None = None, tags: Mapping[str, str | None] | None = None
 ) -> Call[RegisteredVersion]:
-    """Change the description, the tags, or both; what is None stays."""
+    """Change the description, some tags, or both: what is None stays, a tag that is None is removed."""
     body: dict[str, Any] = {"description": description, "tags": tags}
-    given = {key: value for key, value in body.items() if value is not None}
-    return changing("PATCH", path(ONE + "/{}", name, version), RegisteredVersion, given)
+    return changing("PATCH", path(ONE + "/{}", name, version), RegisteredVersion, given_fields(body))
 
 
-# --- A/B tests --------------------------------------------------------------------------------------------------------
+# --- smaller and quicker forms ----------------------------------------------------------------------------------------
 
 
-def create_ab_test(  # noqa: PLR0917 (as its users call it)
-    experiment_id: str,
-    control_model: str,
-    control_version: str,
-    treatment_model: str,
-    treatment_version: str,
-    traffic_split: float = 0.9,
+def optimize(
+    name: str,
+    version: str,
     *,
-    unit: str | None = None,
-    auto: bool | None = None,
-    start: bool | None = None,
-) -> Call[Experiment]:
-    """Compare two versions on live requests; `traffic_split` is the control's share."""
+    variants: Sequence[Variant] | None = None,
+    benchmark: bool = False,
+    register: bool = True,
+    rows: npt.ArrayLike | None = None,
+    timeout_s: float = OPTIMIZE_S,
+) -> Call[Optimizations]:
+    """Make smaller and quicker forms of a version, and register those that pass; all forms unless `variants` names some.
+
+    Whether a form passed is no error: `accepted`, with `reasons` where it did not. `benchmark`: measure longer, for the p99.
+    `register`: False only tries. `rows`: real inputs to compare the forms by, rather than made-up ones. Takes minutes.
+
+    Shapes:
+        rows: n × the shape of one input; finite numbers.
+
+    Raises:
+        RequestRefused: the version cannot be optimised, or the rows do not fit it.
+        ServerBusy: another version is being optimised.
+        Conflict: the model is a watched one.
+    """
     body: dict[str, Any] = {
-        "experiment_id": experiment_id,
-        "control_model": control_model,
-        "control_version": control_version,
-        "treatment_model": treatment_model,
-        "treatment_version": treatment_version,
-        "traffic_split": traffic_split,
-        "unit": unit,
-        "auto": auto,
-        "start": start,
+        "variants": None if variants is None else list(variants),
+        "benchmark": benchmark,
+        "register": register,
+        "rows": None if rows is None else np.asarray(rows),
     }
-    given = {key: value for key, value in body.items() if value is not None}
-    return changing("POST", "/api/ml/experiments", Experiment, given)
+    where = path(ONE + "/{}/optimize", name, version)
+    return _long(changing("POST", where, Optimizations, given_fields(body)), timeout_s)
 
 
-def get_ab_test_analysis(experiment_id: str) -> Call[ExperimentAnalysis]:
-    """How the two do so far, and what that recommends."""
-    return reading(path("/api/ml/experiments/{}/analysis", experiment_id), ExperimentAnalysis)
-
-
-def stop_ab_test(experiment_id: str) -> Call[ExperimentAnalysis]:
-    """End it; the final report."""
-    return changing("POST", path("/api/ml/experiments/{}/stop", experiment_id), ExperimentAnalysis)
+def optimizations(name: str, version: str) -> Call[Optimizations]:
+    """What came of the last try of each form of a version."""
+    return reading(path(ONE + "/{}/optimizations", name, version), Optimizations)

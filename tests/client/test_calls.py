@@ -207,7 +207,7 @@ def test_a_server_without_experiments_says_so(server: Server, alpha: str, ask: A
         lambda c: c.get_ab_test_analysis("e"),
         lambda c: c.stop_ab_test("e"),
     ):
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="this server has no A/B tests"):
             ask(server.url, call)
 
 

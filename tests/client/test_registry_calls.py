@@ -13,15 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmserver.client import Conflict, Retries, ServerUnavailable, answers
+from mmserver.client import Conflict, NotFound, RequestRefused, Retries, ServerUnavailable, answers
 from tests.client.conftest import Ask, Misbehaving, answer
 from tests.e2e.conftest import FACTORS, Artifacts, Server
 
 Make = Callable[..., Misbehaving]
+FORM = {
+    "variant": "int8_dynamic", "accepted": False, "version": None, "reasons": ["bigger"], "notes": ["n"], "size_bytes": 2,
+    "source_size_bytes": 1, "timing": {"p50_ms": 0.1, "p99_ms": 0.2, "n_calls": 50},
+    "source_timing": {"p50_ms": 0.3, "p99_ms": 0.4, "n_calls": 50}, "parity": {"rows": 3}, "class_agreement": 0.99,
+    "boundary_agreement": 0.9, "n_not_finite": 0, "created_at": "2026-01-03T00:00:00Z", "of_a_later_release": 1,
+}  # fmt: skip
 ITEM = {
     "name": "net", "version": "1.0.0", "stage": "Production", "model_type": "LSTM", "description": "d",
     "metrics": {"ic": 0.1}, "training_params": {"lr": 0.01}, "tags": {"a": "b"}, "kind": "onnx", "n_features": 6600,
-    "input_shape": [60, 110], "factor_count": 110, "size_mb": 1.5, "size_bytes": 1572864, "sha256": "ab",
+    "input_shape": [60, 110], "optimizations": [FORM], "factor_count": 110, "size_mb": 1.5, "size_bytes": 1572864, "sha256": "ab",
     "derived_from": None, "parity": {"passed": True}, "created_at": "2026-01-01T00:00:00Z",
     "updated_at": "2026-01-02T00:00:00Z", "of_a_later_release": 1,
 }  # fmt: skip
@@ -60,7 +66,10 @@ def test_a_real_model_is_registered_promoted_compared_rolled_back_and_removed(
     assert ask(url, lambda c: c.promote_version(name, "1.10.0")).version == "1.10.0"
     row = [0.0] * len(FACTORS)
     assert ask(url, lambda c: c.predict("ANY", row, model_name=name)).model_version == "1.10.0"
-    assert ask(url, lambda c: c.rollback_promotion(name)).version == "1.9.0"
+    with pytest.raises(Conflict) as caught:
+        ask(url, lambda c: c.rollback_promotion(name, from_version="1.9.0"))
+    assert caught.value.code == "version_changed"
+    assert ask(url, lambda c: c.rollback_promotion(name, from_version="1.10.0")).version == "1.9.0"
     assert ask(url, lambda c: c.predict("ANY", row, model_name=name)).model_version == "1.9.0"
     compared = ask(url, lambda c: c.compare_versions(name, "1.9.0", "1.10.0"))
     assert compared.metrics_comparison["ic"].diff == pytest.approx(0.1)
@@ -91,7 +100,7 @@ def test_an_upload_carries_its_files_its_fields_and_the_hash(misbehaving: Make, 
         server.url,
         lambda c: c.register_version(
             "net", "1.0.0", model, more_files=[data], model_type="LSTM", description="ü", metrics={"ic": 0.1},
-            training_params={"lr": 0.01}, tags={"a": "b"}, factors=["x", "y"], options={"code": "m:f"},
+            training_params={"lr": 0.01}, tags={"a": "b"}, factors=["x", "y"], options={"code": "m:f"}, derived_from="0.9.0",
         ),
     )  # fmt: skip
     assert (found.version, found.input_shape, found.metrics) == ("1.0.0", (60, 110), {"ic": 0.1})
@@ -104,7 +113,13 @@ def test_an_upload_carries_its_files_its_fields_and_the_hash(misbehaving: Make, 
         "metrics": {"ic": 0.1}, "training_params": {"lr": 0.01}, "tags": {"a": "b"}, "factors": ["x", "y"],
         "options": {"code": "m:f"},
     }  # fmt: skip
-    assert fields == {"name": "net", "version": "1.0.0", "model_type": "LSTM", "description": "ü"}
+    assert fields == {
+        "name": "net",
+        "version": "1.0.0",
+        "model_type": "LSTM",
+        "description": "ü",
+        "derived_from": "0.9.0",
+    }
 
 
 def test_an_upload_is_read_while_it_is_sent(misbehaving: Make, tmp_path: Path, ask: Ask) -> None:
@@ -149,6 +164,25 @@ def test_a_file_that_is_not_there_or_a_document_that_is_none_is_said_before_anyt
             lambda c: c.register_path("net", "1.0.0", "/m.onnx", factors=["x"]), f"POST {MODELS}",
             {"name": "net", "version": "1.0.0", "path": "/m.onnx", "factors": ["x"]}, id="register-path",
         ),
+        pytest.param(
+            lambda c: c.register_path(
+                "net", "1.0.0", Path("/m.onnx"), other_paths=[Path("/m.data")], sha256="ab", derived_from="0.9.0"
+            ),
+            f"POST {MODELS}",
+            {
+                "name": "net", "version": "1.0.0", "path": "/m.onnx", "other_paths": ["/m.data"], "sha256": "ab",
+                "derived_from": "0.9.0",
+            },
+            id="register-paths",
+        ),
+        pytest.param(
+            lambda c: c.rollback_promotion("net", from_version="1.1.0"), f"POST {MODELS}/net/rollback", {"from": "1.1.0"},
+            id="rollback-from",
+        ),
+        pytest.param(
+            lambda c: c.annotate_version("net", "1.0.0", tags={"a": None}), f"PATCH {MODELS}/net/1.0.0",
+            {"tags": {"a": None}}, id="remove-a-tag",
+        ),
         pytest.param(lambda c: c.get_version("net"), f"GET {MODELS}/net/latest", None, id="latest"),
         pytest.param(lambda c: c.get_version("net", "1.0.0+int8"), f"GET {MODELS}/net/1.0.0%2Bint8", None, id="label"),
         pytest.param(
@@ -175,6 +209,8 @@ def test_each_call_of_a_version_sends_its_request_once_and_gives_the_version(
     found = ask(server.url, call)
     assert isinstance(found, answers.RegisteredVersion)
     assert (found.stage, found.sha256, found.tags) == ("Production", "ab", {"a": "b"})
+    [form] = found.optimizations
+    assert (form.variant, form.accepted, form.reasons, form.timing.p99_ms) == ("int8_dynamic", False, ("bigger",), 0.2)
     assert server.paths() == [line]
     sent = server.requests[0].partition(b"\r\n\r\n")[2]
     assert (json.loads(sent) if sent else None) == body
@@ -202,6 +238,63 @@ def test_lists_one_model_comparisons_and_removal(misbehaving: Make, ask: Ask) ->
     ]
 
 
+@pytest.mark.parametrize(
+    ("call", "line", "body"),
+    [
+        pytest.param(
+            lambda c: c.optimize("net", "1.0.0"), f"POST {MODELS}/net/1.0.0/optimize",
+            {"benchmark": False, "register": True}, id="all-forms",
+        ),
+        pytest.param(
+            lambda c: c.optimize(
+                "net", "1.0.0", variants=["fp32"], benchmark=True, register=False, rows=np.ones((2, 1, 3), np.float32) / 4
+            ),
+            f"POST {MODELS}/net/1.0.0/optimize",
+            {
+                "variants": ["fp32"], "benchmark": True, "register": False,
+                "rows": [[[0.25, 0.25, 0.25]], [[0.25, 0.25, 0.25]]],
+            },
+            id="one-form",
+        ),
+        pytest.param(
+            lambda c: c.optimizations("net", "latest"), f"GET {MODELS}/net/latest/optimizations", None, id="reports"
+        ),
+    ],
+)  # fmt: skip
+def test_forms_of_a_version_are_made_and_reported(call: Any, line: str, body: Any, misbehaving: Make, ask: Ask) -> None:
+    server = misbehaving(saying("200 OK", {"items": [FORM]}))
+    [form] = ask(server.url, call).items
+    assert (form.version, form.source_size_bytes, form.class_agreement, form.parity) == (None, 1, 0.99, {"rows": 3})
+    assert server.paths() == [line]
+    sent = server.requests[0].partition(b"\r\n\r\n")[2]
+    assert (json.loads(sent) if sent else None) == body
+
+
+def test_rows_with_a_number_that_is_missing_are_not_sent(ask: Ask) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        ask("http://127.0.0.1:1", lambda c: c.optimize("net", "1.0.0", rows=[[1.0, float("nan")]]))
+
+
+def test_a_real_version_is_optimised_and_what_came_of_it_stays_with_it(
+    server: Server, tmp_path: Path, ask: Ask, request: pytest.FixtureRequest
+) -> None:
+    networks = pytest.importorskip("conversion.networks", reason="graphs are made with the onnx package")
+    name, url = f"lstm-{request.node.callspec.id}", server.url
+    (tmp_path / "lstm.onnx").write_bytes(networks.recurrent(hidden=64))
+    ask(url, lambda c: c.register_version(name, "1.0.0", tmp_path / "lstm.onnx"))
+    rows = np.random.default_rng(5).normal(size=(20, 6, 16)).astype(np.float32)
+    [made] = ask(url, lambda c: c.optimize(name, "1.0.0", variants=["int8_dynamic"], rows=rows)).items
+    assert (made.variant, made.accepted) == ("int8_dynamic", made.version is not None)
+    assert made.accepted or made.reasons
+    assert ask(url, lambda c: c.optimizations(name, "1.0.0")).items == (made,)
+    assert ask(url, lambda c: c.get_version(name, "1.0.0")).optimizations == (made,)
+    if made.version is not None:
+        assert ask(url, lambda c: c.get_version(name, made.version)).derived_from == "1.0.0"
+    with pytest.raises(RequestRefused) as caught:
+        ask(url, lambda c: c.optimize(name, "1.0.0", rows=[[1.0]]))
+    assert caught.value.code == "features_invalid"
+
+
 def test_a_version_in_production_is_a_conflict(misbehaving: Make, ask: Ask) -> None:
     server = misbehaving(saying("409 Conflict", {"code": "version_in_use", "detail": "net 1.0.0 is in production"}))
     with pytest.raises(Conflict) as caught:
@@ -222,6 +315,12 @@ def test_an_experiment_is_made_analysed_and_stopped(misbehaving: Make, ask: Ask)
     assert ask(server.url, lambda c: c.get_ab_test_analysis("e")).recommendation.action == "continue"
     assert ask(server.url, lambda c: c.stop_ab_test("e")).control == {"n": 1}
     assert server.paths()[1:] == ["GET /api/ml/experiments/e/analysis", "POST /api/ml/experiments/e/stop"]
+
+
+def test_an_experiment_that_is_not_there_is_not_taken_for_a_server_without_any(misbehaving: Make, ask: Ask) -> None:
+    server = misbehaving(saying("404 Not Found", {"code": "experiment_not_found", "detail": "there is no e"}))
+    with pytest.raises(NotFound, match="there is no e"):
+        ask(server.url, lambda c: c.stop_ab_test("e"))
 
 
 def test_an_upload_may_take_longer_than_other_calls(misbehaving: Make, tmp_path: Path, ask: Ask) -> None:
