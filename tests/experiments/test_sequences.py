@@ -108,6 +108,14 @@ def test_the_one_sided_p_is_the_level_at_which_the_bound_meets_the_null() -> Non
     assert clear.estimate == pytest.approx(clear.standard_error * width, rel=1e-9)
 
 
+def test_the_one_sided_p_is_what_others_approach_by_bisection() -> None:
+    # gbstats publishes .46316 for these arms, the middle of where its search stopped.
+    difference = mean_difference(control=CONTROL, treatment=TREATMENT)
+    assert difference is not None
+    ours = one_sided_always_valid_p(difference, n_star=5000, alternative="greater")
+    assert ours == pytest.approx(0.46305, abs=6e-6)
+
+
 def test_the_wrong_side_is_no_evidence() -> None:
     worse = Difference(-0.3, 0.01, 1000, 998.0)
     assert one_sided_always_valid_p(worse, n_star=1000, alternative="greater") == 1.0
