@@ -143,14 +143,20 @@ def _parity_facts(found: ParityReport) -> Iterable[tuple[str, str]]:
     yield "Compared", f"{found.target} with {found.source}, on {_counted(found.n_rows, 'row')}"
     yield "Largest difference, absolute", _difference(found.max_abs_difference)
     yield "Largest difference, relative", _difference(found.max_rel_difference)
-    yield "Allowed for each number", f"{found.absolute:g} + {found.relative:g} × |source|"
-    yield "Rows beyond that", f"{number(found.n_beyond)} of {number(found.n_rows)}"
-    yield "Rows that may be beyond", f"{found.max_share_beyond:.4g} of all"
+    yield "A number may be off by", _allowance(found)
+    yield "Rows with a number further off", f"{number(found.n_beyond)} of {number(found.n_rows)}"
+    yield "Rows that may have one", percent(found.max_share_beyond) if found.max_share_beyond else "none"
     agreement = "one output: there are no classes" if found.class_agreement is None else percent(found.class_agreement)
     yield "Rows of the same class", agreement
     yield "Verdict", "passed" if found.passed else "failed"
     if found.note:
         yield "Cannot be compared", found.note
+
+
+def _allowance(found: ParityReport) -> str:
+    """The most that any column is allowed; how much less another one is, follows from its own numbers."""
+    share = f", plus {percent(found.relative)} of its size" if found.relative else ""
+    return f"at most {found.absolute:.4g}{share}; by less in a column that moves less over the rows"
 
 
 def _difference(value: float | None) -> str:

@@ -306,12 +306,13 @@ def test_a_form_says_what_it_was_derived_from_and_how_near_it_comes(site: Any, o
     text = " ".join(page(site, f"/ui/models/cnn/versions/{label}").text.split())
     parity = site.json(f"{ROOT}/cnn/{label.replace('+', '%2B')}")["parity"]
     assert f"on {parity['n_rows']:,} rows" in text
-    assert f"{parity['absolute']:g} + {parity['relative']:g} × |source|" in text
+    assert re.search(r"A number may be off by ?at most " + re.escape(f"{parity['absolute']:.4g}"), text)
+    assert (f"plus {parity['relative'] * 100:.4g} % of its size" in text) == (parity["relative"] > 0)
     assert f"{parity['n_beyond']:,} of {parity['n_rows']:,}" in text
     assert "Derived from" in text
     compared = page(site, f"/ui/models/cnn/compare?version1=1.0.0&version2={label.replace('+', '%2B')}").text
     assert "The same 4 factors in the same order." in compared
-    assert "Allowed for each number" in compared
+    assert "A number may be off by" in compared
 
 
 # --- two versions -----------------------------------------------------------------------------------------------------

@@ -94,9 +94,9 @@ FIELDS: Mapping[str, str | Mapping[str, Any]] = {
     "summary": "Further facts, which depend on the kind.",
     "conversion": "What the model was converted from, and how near it has to come; null where it was not.",
     "source": "The library, its version and what was converted.",
-    "absolute": "A number may differ by this, and by `relative` of it.",
-    "relative": "A number may differ by this share of it, and by `absolute`.",
-    "max_share_beyond": "Share of the rows that may differ by more.",
+    "absolute": "A number may be off by at most this plus `relative` of its size; by less in a column that moves less over the rows.",
+    "relative": "A number may be off by at most this share of its size plus `absolute`; by less in a column that moves less over the rows.",
+    "max_share_beyond": "Share of the rows that may have a number further off than that.",
     # --- payload
     "payload": "The model and what describes it.",
     "model_json": "The text of an XGBoost JSON model: hand this string to XGBoost.",
