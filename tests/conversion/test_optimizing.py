@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,16 @@ def test_without_torch_the_extra_is_named(package: str, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ExtraMissing, match=r"pip install 'mmserver\[torch\]'"):
         SyncONNXOptimizer().export_to_onnx(object(), (8,))
+
+
+def test_the_package_gives_the_optimiser_without_importing_it_before_it_is_asked_for() -> None:
+    program = (
+        "import sys, mmserver.conversion as package; "
+        "assert 'mmserver.conversion.optimizing' not in sys.modules; "
+        "from mmserver.conversion import ONNXOptimizer, SyncONNXOptimizer; "
+        "from mmserver.conversion import optimizing; "
+        "assert (ONNXOptimizer, SyncONNXOptimizer) == (optimizing.ONNXOptimizer, optimizing.SyncONNXOptimizer); "
+        "assert not {'torch', 'onnx', 'onnxruntime'} & set(sys.modules); "
+        "assert not hasattr(package, 'Optimiser')"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
