@@ -1,15 +1,15 @@
 """`mmserver optimize`: smaller and quicker forms of a registered ONNX version; works beside a running server, which follows."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmserver.cli.feature_files import rows_from_features
+from mmserver.cli.feature_files import read_features, rows_from_features
 from mmserver.cli.options import json_option, with_settings
-from mmserver.cli.output import print_json, print_rows
+from mmserver.cli.output import print_json, print_rows, shown
 from mmserver.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,8 +17,20 @@ if TYPE_CHECKING:
     from mmserver.conversion.reading import ModelReader
     from mmserver.web.optimization_bodies import RegistryOptimization
 
-COLUMNS = ("form", "version", "bytes", "p50_ms", "times_as_fast", "largest_difference", "same_class", "verdict")
 TIMING_COLUMN = "p99_ms"
+COLUMNS = (
+    "form",
+    "version",
+    "bytes",
+    "p50_ms",
+    TIMING_COLUMN,
+    "times_as_fast",
+    "largest_difference",
+    "same_class",
+    "verdict",
+)
+NARROW = {"times_as_fast": "faster", "largest_difference": "off_by", "same_class": "agreeing"}
+"""Shorter words for a terminal of 80 columns."""
 
 
 @click.command()
@@ -29,8 +41,9 @@ TIMING_COLUMN = "p99_ms"
 @click.option("--benchmark", is_flag=True, help="Measure for longer, and show p99.")
 @click.option(
     "--rows",
-    type=click.Path(path_type=Path),
-    help="A CSV, JSON or Parquet file of real rows to judge by; made-up ones say less.",
+    "features",
+    metavar="FILE",
+    help="A CSV, JSON or Parquet file of real rows to judge by, or - for stdin; made-up ones say less.",
 )
 @click.option("--dry-run", is_flag=True, help="Make, measure and report; register nothing.")
 @with_settings("plugins_dir", "conversion_timeout_s", "conversion_memory_bytes")
@@ -53,15 +66,14 @@ def optimize(settings: Settings, model: str, version: str, *, as_json: bool, **g
             variants=variants,
             benchmark=given["benchmark"],
             register=not given["dry_run"],
-            rows=None if given["rows"] is None else _rows(store, model, version, given["rows"]),
+            rows=None if given["features"] is None else _rows(store, model, version, read_features(given["features"])),
         )
         done = optimize_version(store, lambda: _reader(store), model, version, wish=wish, by=Actor("command line"))
     items = [item_from_optimization(one) for one in done.optimizations if one.variant in variants]
     if as_json:
         print_json(RegistryOptimizations(items))
         return
-    columns = [*COLUMNS[:4], *([TIMING_COLUMN] if given["benchmark"] else []), *COLUMNS[4:]]
-    print_rows(map(_row, items), columns, as_json=False)
+    _print_forms(items, [name for name in COLUMNS if given["benchmark"] or name != TIMING_COLUMN])
 
 
 @contextmanager
@@ -72,13 +84,30 @@ def _reader(store: "Store") -> "Iterator[ModelReader]":
         yield reader
 
 
-def _rows(store: "Store", model: str, version: str, file: Path) -> Any:
+def _rows(store: "Store", model: str, version: str, features: bytes) -> Any:
     from mmserver.registry.versions import get_version
     from mmserver.serving.features import RowLayout
 
     source = get_version(store, model, version)
     layout = RowLayout(source.factors, accepts_missing=True, row_shape=source.input_shape)
-    return rows_from_features(file.read_bytes(), layout)[0]
+    return rows_from_features(features, layout)[0]
+
+
+def _print_forms(items: "list[RegistryOptimization]", columns: list[str]) -> None:
+    """One row a form; on a terminal, which is too narrow for them, the verdicts follow as lines."""
+    rows = list(map(_row, items))
+    if not sys.stdout.isatty():
+        print_rows(rows, columns, as_json=False)
+        return
+    named = [{NARROW.get(name, name): _glance(row[name]) for name in columns[:-1]} for row in rows]
+    print_rows(named, [NARROW.get(name, name) for name in columns[:-1]], as_json=False)
+    for item, row in zip(items, rows, strict=True):
+        click.echo(f"{item.variant}: {'' if item.accepted else 'kept out, '}{shown(row['verdict'])}")
+
+
+def _glance(value: Any) -> Any:
+    """Three digits of a measured number: another measurement has others already."""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def _row(item: "RegistryOptimization") -> dict[str, Any]:

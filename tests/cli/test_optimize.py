@@ -1,7 +1,15 @@
 """`mmserver optimize`: what it prints, what it registers, and what a script can tell from its exit code."""
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
+import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.cli.commands import run
+from tests.cli.conftest import COMMAND
 
 networks: Any = pytest.importorskip("conversion.networks", reason="graphs are made with the onnx package")
 
@@ -32,6 +41,15 @@ def table(done: Any) -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
 
 
+def read_to_end(screen: Any) -> str:
+    """What a program wrote to a terminal that it was the last to have open."""
+    chunks = []
+    with contextlib.suppress(OSError):  # how Linux says that nobody has it open any more
+        while chunk := screen.read(4096):
+            chunks.append(chunk)
+    return b"".join(chunks).decode()
+
+
 def test_forms_that_pass_are_registered_and_shown(data_dir: Path) -> None:
     exact, int8 = table(optimize(data_dir, "network", "1.0.0", "--int8"))
     assert (exact["form"], exact["version"], exact["verdict"]) == ("fp32", "1.0.0+fp32", "accepted")
@@ -48,6 +66,23 @@ def test_a_form_that_does_not_pass_is_said_with_the_reason(data_dir: Path) -> No
     assert (int8["version"], static["version"]) == ("-", "-")
     assert int8["verdict"].startswith("bigger: ")
     assert float(int8["p99_ms"]) >= float(int8["p50_ms"])
+
+
+def test_on_a_terminal_the_numbers_fit_and_the_verdicts_follow_as_sentences(data_dir: Path) -> None:
+    terminal, ours = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = ["optimize", "small", "--int8", "--benchmark", "--dry-run", "--data-dir", str(data_dir)]
+    with os.fdopen(terminal, "rb", buffering=0) as screen:
+        child = subprocess.Popen([COMMAND, *command], stdout=ours, stdin=subprocess.DEVNULL)
+        os.close(ours)
+        text = read_to_end(screen)
+    assert child.wait() == 0
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in text.splitlines()]
+    [exact] = [line.split() for line in lines if line.startswith("fp32  ")]
+    assert [len(exact), exact[1]] == [8, "-"]
+    assert lines[-2] == "fp32: accepted"
+    assert lines[-1].startswith("int8_dynamic: kept out, bigger: ")
+    assert [line.split()[0] for line in lines[:-2]] == ["form", "fp32", "int8_dynamic"]  # none is folded
 
 
 def test_json_is_what_the_api_gives(data_dir: Path) -> None:
@@ -68,7 +103,7 @@ def test_real_rows_come_from_a_file(data_dir: Path, tmp_path: Path) -> None:
     done = optimize(data_dir, "network", "1.0.0", "--rows", tmp_path / "rows.json", "--dry-run", "--json")
     [report] = json.loads(done.stdout)["items"]
     assert report["notes"] == ["995 of the 1000 rows lie between two others"]
-    assert optimize(data_dir, "small", "--rows", tmp_path / "none.csv", code=5)
+    assert "No such file" in optimize(data_dir, "small", "--rows", tmp_path / "none.csv", code=2).stderr
 
 
 @pytest.mark.parametrize(
