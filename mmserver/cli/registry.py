@@ -188,7 +188,7 @@ def rollback(settings: Settings, name: str, from_label: str | None, as_json: boo
     from mmserver.registry.standing import find_standing
 
     with open_store(settings, owns_data_dir=False) as store:
-        seen = from_label or find_standing(store, name).production
+        seen = find_standing(store, name).production if from_label is None else from_label
         if seen is None:
             raise NotInProduction(model_name=name)
         version = stages.rollback(store, name, _actor(), from_label=seen)

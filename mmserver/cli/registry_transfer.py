@@ -9,6 +9,7 @@ import click
 
 from mmserver.cli.options import json_option, with_settings
 from mmserver.cli.output import print_json, shown
+from mmserver.errors import RequestInvalid
 from mmserver.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def import_(settings: Settings, directory: Path, as_json: bool) -> None:
     """Register what is in DIRECTORY as {name}/v{version}/model.*, with stages where they are empty here."""
     from mmserver.registry.importing import import_directory
 
+    if not directory.is_dir():
+        raise RequestInvalid(f"{directory}: there is no such directory")
     _import(settings, lambda store, reader: import_directory(store, reader, directory, _actor()), as_json=as_json)
 
 

@@ -157,6 +157,7 @@ def test_a_rollback_says_what_it_did_and_one_that_is_repeated_goes_back_once(
     refused = two("rollback", "hybrid", "--from", "1.11.0", code=3)
     assert "the production of hybrid is at 1.10.0 now; nothing was changed" in refused.stderr
     assert version(two("show", "hybrid", "production", "--json"))["version"] == "1.10.0"
+    two("rollback", "hybrid", "--from", "", code=3)  # a script's variable that is empty
     assert two("rollback", "hybrid").stdout == "hybrid: 1.10.0 -> 1.9.0\n"
 
 

@@ -60,5 +60,7 @@ def test_what_cannot_be_synced_is_named_and_the_command_fails(mmserver: Run, tre
     assert (tmp_path / "models/hybrid/v1.0.0/mine.txt").read_text() == "mine"
 
 
-def test_a_directory_that_is_not_there_fails(mmserver: Run) -> None:
-    assert "nowhere" in mmserver("registry", "import", "nowhere", code=5).stderr
+def test_a_directory_that_is_not_there_is_refused(mmserver: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in ("nowhere", "file"):
+        assert mmserver("registry", "import", path, code=2).stderr == f"mmserver: {path}: there is no such directory\n"
