@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mmserver.inert import decode
     from mmserver.inert import records as records
     from mmserver.inert import to_jsonable as to_jsonable
+    from mmserver.inert.archives import archive_names as archive_names
     from mmserver.trees.document import document_from_bytes as document_from_bytes
     from mmserver.trees.document import document_from_snapshot as document_from_snapshot
     from mmserver.trees.model_file import model_file_from_document as model_file_from_document
@@ -76,6 +77,7 @@ _HOMES = {
 """Where each name is at home; after a colon, what it is called there (nothing: the module itself)."""
 
 TOOLS = {
+    "archive_names": ("mmserver.inert.archives", "archive_names"),
     "content_from_graph": ("mmserver.graphs.tidying", "content_from_graph"),
     "decode_pickle": ("mmserver.inert.decoding", "decode"),
     "document_from_bytes": ("mmserver.trees.document", "document_from_bytes"),

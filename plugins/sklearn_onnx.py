@@ -20,6 +20,7 @@ from mmserver import (
     ModelSource,
     NotConvertible,
     Undecodable,
+    archive_names,
     content_from_graph,
     hookimpl,
     model_file_from_onnx,
@@ -84,7 +85,7 @@ def read_sklearn(source: ModelSource) -> ModelFile:
 
 
 def _loaded(source: ModelSource) -> Any:
-    if source.content.startswith(b"PK"):
+    if archive_names(source.content):
         return _from_skops(source.content)
     if source.may_unpickle:
         return _unpickled(source.content)

@@ -25,6 +25,7 @@ from mmserver import (
     ModelFormat,
     ModelSource,
     Undecodable,
+    archive_names,
     content_from_graph,
     hookimpl,
     model_file_from_onnx,
@@ -49,7 +50,7 @@ def read_torch(source: ModelSource) -> ModelFile:
     """The network as ONNX, with what torch itself gives for the probe rows."""
     import torch
 
-    names = _archived(source.content)
+    names = archive_names(source.content)  # torch checks no checksum; none of a file of torch before 1.6
     with torch.no_grad(), _quiet():
         if any(name.endswith("/archive_format") or name.startswith("archive_format") for name in names):
             return _from_program(source, _loaded_program(source.content))
@@ -253,24 +254,6 @@ def _as_weights(content: bytes) -> Any:
         what = "" if named is None else f" ({named.group(1) or named.group(0)})"
         detail = f"the file holds more than weights{what}; save the state dict: torch.save(model.state_dict(), FILE)"
         raise Undecodable("forbidden_global", detail) from None
-
-
-def _archived(content: bytes) -> list[str]:
-    """The names in the archive that a file of today is; none of a file of torch before 1.6. torch checks no checksum, we do."""
-    import zipfile
-
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        if content.startswith(b"PK"):
-            raise Undecodable("torn", "it begins as an archive, and has no end")
-        return []
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        # Of a program that is cut, an archive inside of it may be the last that has an end.
-        if content.startswith(b"PK") and min((info.header_offset for info in archive.infolist()), default=0) > 0:
-            raise Undecodable("torn", "it begins as an archive, and has no end")
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise Undecodable("malformed", f"{damaged} is damaged, or was written without its checksum")
-        return archive.namelist()
 
 
 def _loaded_program(content: bytes) -> Any:

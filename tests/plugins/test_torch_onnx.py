@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import sys
 import warnings
 import zipfile
@@ -245,3 +246,17 @@ def test_a_flipped_bit_is_seen(read_model: Callable[..., Any], nets: Any, form: 
     with pytest.raises((Undecodable, zipfile.BadZipFile), match=r"damaged|CRC"):
         flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
         read_model("torch", flipped, code="nets:Net", input_shape=SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["weights", "program"])
+@pytest.mark.parametrize("name", ["../evil.pkl", "/etc/evil.pkl", "..\\evil.pkl"])
+def test_an_archive_with_an_entry_that_leads_out_is_refused_by_its_name(
+    read_model: Callable[..., Any], nets: Any, kind: str, name: str
+) -> None:
+    network = nets.Net()
+    file = io.BytesIO(saved(network.state_dict()) if kind == "weights" else program(network))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(name, b"")
+    with pytest.raises(Undecodable, match=re.escape(repr(name))) as refusal:
+        read_model("torch", file.getvalue(), code="nets:Net", input_shape=SHAPE)
+    assert refusal.value.reason == "unsafe_archive"
