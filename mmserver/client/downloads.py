@@ -17,6 +17,8 @@ from mmserver.client.errors import AnswerInvalid, ClientError, ServerError, is_t
 from mmserver.client.payload_cache import Cached, Entry, PayloadCache
 
 PAYLOAD = "payload"
+MOVING = (None, "latest", "production", "staging")
+"""Versions that are another one later; the others never change."""
 WAIT_S = 30.0
 READ_MARGIN_S = 10.0
 """How much longer than it was asked to wait the server may take to answer."""
@@ -94,6 +96,8 @@ def download_model(
     cache = client.cache
     cached: Cached | None = None
     if cache is not None:
+        if as_of is None and version in MOVING:
+            cache.hold(key)
         cached = yield Blocking(partial(cache.read, key))
     if cached is not None and client.is_known_away():
         return _download(model_name, symbol, cached, is_offline=True)
@@ -139,6 +143,8 @@ def watch(
     shown = None if form == PAYLOAD else form
     key = f"{client.url}{where}?{query({'group_key': group_key, 'format': shown})}"
     cache, etag, n_failed = client.cache, known_etag, 0
+    if cache is not None:
+        cache.hold(key)
     is_kept = False  # what is in the cache may be older than what `known_etag` names
     while True:
         begun_s = time.monotonic()

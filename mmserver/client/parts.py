@@ -20,6 +20,7 @@ S = TypeVar("S", bound=Session)
 HEALTH_INTERVAL_S = 30.0
 HEALTH_TIMEOUT_S = 2.0
 N_CONNECTIONS = 32
+CACHE_BYTES = 1 << 30
 KEEP_ALIVE_S = 30.0
 """Below what servers and proxies allow an idle connection, so that it is this side that ends it."""
 
@@ -28,6 +29,7 @@ class ClientParts(ABC, Generic[S]):
     """Where to, how, and what is known of the server.
 
     `url` and `api_key` are `MMSERVER_URL` and `MMSERVER_API_KEY` where they are not given. `verify`: for https, False trusts anybody.
+    `cache_dir`: where downloads are kept, which are at most `cache_bytes`, but for the newest of each model that is in use.
     """
 
     def __init__(
@@ -38,16 +40,19 @@ class ClientParts(ABC, Generic[S]):
         timeouts: Timeouts | None = None,
         retries: Retries | None = None,
         cache_dir: str | Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
         health_interval_s: float = HEALTH_INTERVAL_S,
         health_timeout_s: float = HEALTH_TIMEOUT_S,
         verify: ssl.SSLContext | bool = True,
     ) -> None:
         if not (health_interval_s > 0 and health_timeout_s > 0):
             raise ValueError("health_interval_s and health_timeout_s must be positive numbers of seconds")
+        if not cache_bytes > 0:
+            raise ValueError(f"cache_bytes must be a positive number of bytes, not {cache_bytes!r}")
         self._requests = Requests(Address.given(url, api_key), timeouts or Timeouts(), retries or Retries())
         self._health_interval_s = health_interval_s
         self._health_timeout_s = health_timeout_s
-        cache = None if cache_dir is None else PayloadCache(Path(cache_dir).expanduser())
+        cache = None if cache_dir is None else PayloadCache(Path(cache_dir).expanduser(), cache_bytes)
         self.downloading = Downloading(self.url, cache, lambda: self.is_initialized and not self.available)
         self._ssl_context: ssl.SSLContext | None = _ssl_context(verify) if self._requests.address.is_encrypted else None
         self._session = self._new_session()

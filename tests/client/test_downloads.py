@@ -252,13 +252,77 @@ def test_a_directory_that_cannot_be_written_costs_the_cache_only(
     client.cleanup()
 
 
+# --- how much is kept -------------------------------------------------------------------------------------------------
+
+
+def kept(directory: Path) -> set[str]:
+    """The keys of the entries that are there, without the server."""
+    lines = [path.read_bytes().split(b"\n", 2)[1] for path in directory.glob("*.model")]
+    return {json.loads(line)["key"].partition("/api/models/")[2] for line in lines}
+
+
+def write(cache: PayloadCache, key: str, n_bytes: int = 1000) -> None:
+    entry = Entry(key=key, etag="1", version="1", group_key="g", media_type="", fetched_at=datetime.now(UTC))
+    cache.write(entry, b"x" * n_bytes)
+
+
+def age(directory: Path, keys: str) -> None:
+    """As if each had been used an hour after the one before it, long ago."""
+    for hours, key in enumerate(keys):
+        at_s = time.time() - 86_400 + 3600 * hours
+        os.utime(PayloadCache(directory, 1)._path(f"/api/models/{key}"), (at_s, at_s))
+
+
+def test_what_was_not_used_for_the_longest_time_goes_first(cache_dir: Path) -> None:
+    cache = PayloadCache(cache_dir, 3800)  # three entries and what stands before each
+    for key in "abc":
+        write(cache, f"/api/models/{key}")
+    age(cache_dir, "abc")
+    confirmed = cache.read("/api/models/a")
+    assert confirmed is not None
+    assert confirmed.confirmed_at.timestamp() == pytest.approx(time.time() - 86_400, abs=60)
+    again = cache.read("/api/models/a")
+    assert again is not None
+    assert again.confirmed_at == confirmed.confirmed_at, "to be used is not to be confirmed"
+    write(cache, "/api/models/d")
+    assert kept(cache_dir) == {"a", "c", "d"}
+    age(cache_dir, "acd")
+    cache.confirm("/api/models/c")
+    write(cache, "/api/models/e", 2000)
+    assert kept(cache_dir) == {"c", "e"}
+    write(cache, "/api/models/f", 50_000)
+    assert kept(cache_dir) == {"f"}, "what was just written stays, whatever its size"
+
+
+def test_the_newest_of_each_model_in_use_stays_whatever_the_bound(misbehaving: Make, cache_dir: Path, ask: Ask) -> None:
+    server = misbehaving(serving(1))
+
+    def several(client: Any) -> Any:
+        asked: list[tuple[str, str | None]] = [("m", None), ("m", "1"), ("n", "production"), ("m", "2"), ("o", None)]
+        if isinstance(client, SyncModelClient):
+            return [client.download_model(name, "X", version=version) for name, version in asked]
+
+        async def run() -> Any:
+            return [await client.download_model(name, "X", version=version) for name, version in asked]
+
+        return run()
+
+    ask(server.url, several, cache_dir=cache_dir, cache_bytes=1)
+    assert kept(cache_dir) == {"m/model/X?", "n/model/X?version=production", "o/model/X?"}
+
+
+def test_a_bound_that_keeps_nothing_is_refused(cache_dir: Path) -> None:
+    with pytest.raises(ValueError, match="cache_bytes"):
+        SyncModelClient("http://x", cache_dir=cache_dir, cache_bytes=0)
+
+
 WRITER = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from mmserver.client.downloads import MAX_PAUSE_S, MAX_RETRY_AFTER_S, _pause_s
 from mmserver.client.payload_cache import Entry, PayloadCache
-cache, n = PayloadCache(Path(sys.argv[1])), 0
+cache, n = PayloadCache(Path(sys.argv[1]), 1 << 30), 0
 print("ready", flush=True)
 while True:
     n += 1
@@ -268,7 +332,7 @@ while True:
 
 
 def test_a_process_killed_while_it_writes_leaves_a_whole_entry(cache_dir: Path) -> None:
-    cache = PayloadCache(cache_dir)
+    cache = PayloadCache(cache_dir, 1 << 30)
     for _ in range(6):
         with subprocess.Popen([sys.executable, "-c", WRITER, cache_dir], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
