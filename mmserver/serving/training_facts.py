@@ -59,7 +59,9 @@ def class_directions(n_classes: int, info: Mapping[str, Any], of_classifier: obj
         ClassesUnclear: names that are no directions, that contradict each other, or none for another number of classes.
     """
     said = [(key, names) for key, value in _entries(info) if (names := _class_names(key, value, n_classes)) is not None]
-    if isinstance(of_classifier, list) and len(of_classifier) == n_classes:
+    if isinstance(of_classifier, list) and of_classifier:
+        if len(of_classifier) != n_classes:
+            raise ClassesUnclear(f"the classifier names {len(of_classifier)} classes, and its output has {n_classes}")
         said.append(("the classifier", of_classifier))
     read = [_directions(source, names) for source, names in said]
     if not read and n_classes not in _DEFAULTS:

@@ -298,6 +298,13 @@ def test_a_number_of_classes_that_nobody_names_is_refused(decided: Any) -> None:
         decided(model("multi:softprob", 4), {"prediction": [0.25] * 4})
 
 
+@pytest.mark.parametrize("classes", [[-1, 1], [2, 0, 1, -1]])
+def test_a_classifier_that_names_another_number_of_classes_than_it_gives_is_refused(decided: Any, classes: Any) -> None:
+    """Taking the usual order instead would be another direction than was meant."""
+    with pytest.raises(NotInterpretable, match=f"names {len(classes)} classes, and its output has 3"):
+        decided(model("multi:softprob", 3, classes=classes), {"prediction": [0.25, 0.5, 0.25]})
+
+
 def test_more_classes_than_directions_are_refused_even_with_names(decided: Any) -> None:
     names = {"class_names": ["strong buy", "buy", "hold", "sell"]}
     with pytest.raises(NotInterpretable, match="not directions"):
