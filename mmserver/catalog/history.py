@@ -86,8 +86,8 @@ def check_current(model: Model, reference: str | None) -> None:
         raise VersionNotFound(model_name=model.name, version="in production")
 
 
-def list_versions(store: Store, model_name: str, limit: int, before_seq: int | None = None) -> list[VersionRecord]:
-    """The model's history, newest first."""
+def list_versions(store: Store, model_name: str, limit: int | None, before_seq: int | None = None) -> list[VersionRecord]:
+    """The model's history, newest first; all of it where there is no limit."""
     model = store.model(model_name)
     query = select(VersionRow.__table__).where(VersionRow.model_id == model.id)
     if before_seq is not None:

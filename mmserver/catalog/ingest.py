@@ -51,7 +51,7 @@ MAX_DETAIL_BYTES = 32 << 20
 INGEST_GROUPS = "ingest_groups"
 INGEST_QUANTILES = "ingest_quantiles"
 
-_PRELOADED = (
+PRELOADED = (
     "lz4.frame",
     "mmserver.graphs.model_file",
     "mmserver.graphs.predictor",
@@ -63,6 +63,7 @@ _PRELOADED = (
     "onnxruntime",
     "xgboost",
 )
+"""What every model may be made into, and what that is proven with."""
 ParsedT = TypeVar("ParsedT")
 _PARSED_TYPE: dict[str, type] = {
     "factors": FactorList,
@@ -141,7 +142,7 @@ def handlers(options: dict[str, Any]) -> Mapping[str, Callable[[bytes], bytes]]:
 
     XGBoost, ONNX Runtime and what parsers are made of are imported here once, so that each job, which can open no file, has them in memory.
     """
-    for module_name in _PRELOADED:
+    for module_name in PRELOADED:
         importlib.import_module(module_name)
 
     plugins_dir = options.get("plugins_dir")

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmserver.catalog.consistency import check_dimensions, factors_of_group
 from mmserver.catalog.info import facts_from_info
-from mmserver.catalog.ingest import IngestedGroup, built_group
+from mmserver.catalog.ingest import PRELOADED, IngestedGroup, built_group
 from mmserver.catalog.proof import array_from_rows, proven_alone
 from mmserver.catalog.symbols import ALL_SYMBOLS
 from mmserver.conversion.parity import ParityReport, compared
@@ -37,19 +37,6 @@ GROUP_KEY = "all"
 """The one group of a version that was registered."""
 MAX_PROBE_NUMBERS = 20_000
 """Numbers of probe rows that are stored, outputs included: 200 kB as text."""
-_PRELOADED = (
-    "lz4.frame",
-    "mmserver.graphs.model_file",
-    "mmserver.graphs.predictor",
-    "mmserver.inert.decoding",
-    "mmserver.inert.jsonable",
-    "mmserver.trees.document",
-    "mmserver.trees.model_file",
-    "mmserver.trees.proving",
-    "onnxruntime",
-    "xgboost",
-)
-"""What every format may be made into, and what that is proven with."""
 
 
 class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +51,7 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
 def handlers(options: dict[str, Any]) -> Mapping[str, Callable[[bytes], bytes]]:
     """The worker's one job, MessagePack in and out. `options`: `modules` to import, of formats to warm up, and `plugins_dir`."""
     modules = tuple(options["modules"])
-    for module_name in (*_PRELOADED, *modules):
+    for module_name in (*PRELOADED, *modules):
         importlib.import_module(module_name)
     plugins_dir = options.get("plugins_dir")
     plugins = load_plugins(Path(plugins_dir) if plugins_dir else None)

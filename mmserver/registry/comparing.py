@@ -9,9 +9,7 @@ from mmserver.catalog.catalog import Group
 from mmserver.catalog.diffing import FactorMove, factor_changes
 from mmserver.catalog.store import Store
 from mmserver.registry.fields import Number
-from mmserver.registry.versions import get_version
-
-BYTES_A_MB = 1 << 20
+from mmserver.registry.versions import BYTES_A_MB, get_version
 
 
 class MetricComparison(msgspec.Struct, frozen=True):

@@ -30,7 +30,6 @@ from mmserver.registry.stage_names import ModelStage, stage_name
 from mmserver.registry.versions import ListedVersion, StagedVersion
 from mmserver.settings import Settings, load_settings
 
-MIB = 1 << 20
 ACTOR = Actor("python")
 _ALL = 1_000_000_000
 
@@ -342,7 +341,7 @@ class ModelRegistry:
                 tags=version.tags,
                 created_at=version.created_at,
                 updated_at=version.updated_at,
-                size_mb=version.size_bytes / MIB,
+                size_mb=version.size_bytes / versions.BYTES_A_MB,
                 sha256=version.sha256,
                 kind=version.kind,
                 n_features=version.n_features,

@@ -17,6 +17,7 @@ from mmserver.catalog.loading import load_groups
 from mmserver.catalog.publishing import GroupContent, GroupFile, store_group, stored_group_id, version_sha256
 from mmserver.catalog.registering import check_name
 from mmserver.catalog.store import Store
+from mmserver.conversion.worker import GROUP_KEY
 from mmserver.errors import RequestInvalid, VersionTaken
 from mmserver.formats import Event, ModelFormat, ModelSource
 from mmserver.registry.changes import announce, serve_what_is_due, touch_model
@@ -40,9 +41,6 @@ from mmserver.storage.tables import (
     VersionRow,
 )
 from mmserver.storage.times import text_from_datetime
-
-ONLY_GROUP = "all"
-"""The group key of a registered version's one group, which serves every symbol."""
 
 _MAX_FILES = 1000
 _MAX_FILE_NAME_CHARS = 255
@@ -156,7 +154,7 @@ def sha256_of_content(new: NewVersion, claim: ModelFormat) -> str:
 
 def _group_sha256(content_sha256: str) -> str:
     """The identity of what is stored of the content; another one where later releases make something else of it."""
-    described = ["registered", INGEST_REVISION, ONLY_GROUP, content_sha256]
+    described = ["registered", INGEST_REVISION, GROUP_KEY, content_sha256]
     return hashlib.sha256(msgspec.json.encode(described)).hexdigest()
 
 
@@ -349,9 +347,9 @@ def _insert_version(
             sha256=version_sha256([content.sha256]),
             created_at=at,
             reason="registered",
-            added=_json([ONLY_GROUP] if seq == 1 else []),
+            added=_json([GROUP_KEY] if seq == 1 else []),
             removed=_json([]),
-            updated=_json([ONLY_GROUP] if seq > 1 else []),
+            updated=_json([GROUP_KEY] if seq > 1 else []),
             symbol_count=1,
             group_count=1,
             factor_count=len(set(group.factors)),

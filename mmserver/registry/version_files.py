@@ -16,7 +16,7 @@ from mmserver.catalog.stored_models import group_record
 from mmserver.registry.fields import Number
 from mmserver.registry.owned_files import is_beneath, read_file, size_of_file
 from mmserver.registry.stage_names import stage_name
-from mmserver.registry.versions import RegisteredVersion, registered_version
+from mmserver.registry.versions import RegisteredVersion, registered_version, size_mb
 from mmserver.storage.blobs import get_blob
 from mmserver.storage.tables import BlobRow, GroupFileRow, RegisteredVersionRow
 from mmserver.storage.times import datetime_from_text
@@ -25,7 +25,6 @@ METADATA = "metadata.json"
 MODEL = "model"
 CONVERTED = "model.onnx"
 MAX_METADATA_BYTES = 4 << 20
-MIB = 1 << 20
 
 
 class VersionFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,7 +243,7 @@ def _metadata(
         parity=version.parity,
         sha256=version.sha256,
         size_bytes=version.size_bytes,
-        size_mb=round(version.size_bytes / MIB, 6),
+        size_mb=size_mb(version.size_bytes),
         created_at=version.created_at,
         updated_at=version.updated_at,
         files=files,

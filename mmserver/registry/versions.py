@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from sqlalchemy import Connection, Row, Select, and_, func, select
 
+from mmserver.catalog import history
 from mmserver.catalog.catalog import Group
-from mmserver.catalog.history import PRODUCTION, STAGING
+from mmserver.catalog.history import PRODUCTION, STAGING, VersionRecord
 from mmserver.catalog.loading import load_groups
 from mmserver.catalog.store import Store
 from mmserver.registry.fields import Number
@@ -19,6 +20,8 @@ from mmserver.storage.blobs import get_blob
 from mmserver.storage.tables import MembershipRow, OptimizationRow, RegisteredVersionRow, VersionRow
 from mmserver.storage.times import datetime_from_text
 
+BYTES_A_MB = 1 << 20
+_IDS_A_QUERY = 5000  # below SQLite's limit of bound values in one statement
 VersionStage: TypeAlias = Literal["production", "staging", "archived"]
 
 
@@ -120,9 +123,13 @@ def list_models(store: Store, limit: int, after: str | None = None) -> list[Regi
     models = [m for m in store.catalog.models.values() if not m.is_watched and (after is None or m.name > after)][
         :limit
     ]
-    query = select(VersionRow.model_id, func.count()).where(VersionRow.model_id.in_([model.id for model in models]))
+    ids = [model.id for model in models]
+    counted = select(VersionRow.model_id, func.count()).group_by(VersionRow.model_id)
+    n_versions: dict[int, int] = {}
     with store.database.read() as connection:
-        n_versions = {row[0]: row[1] for row in connection.execute(query.group_by(VersionRow.model_id))}
+        for first in range(0, len(ids), _IDS_A_QUERY):
+            some = counted.where(VersionRow.model_id.in_(ids[first : first + _IDS_A_QUERY]))
+            n_versions.update((row[0], row[1]) for row in connection.execute(some))
     return [
         RegisteredModel(
             name=model.name,
@@ -151,6 +158,18 @@ def list_versions(store: Store, model_name: str, stage: VersionStage | None = No
     listed = (ListedVersion(**_listed(model, row, stages, optimizations)) for row in rows)
     wanted = [version for version in listed if stage is None or version.stage == stage]
     return sorted(wanted, key=lambda version: precedence(version.label), reverse=True)
+
+
+def list_records(store: Store, model_name: str, limit: int) -> list[VersionRecord]:
+    """The versions of any model, newest first: a watched model's as they came, a registered one's in the order of semantic versions.
+
+    Raises:
+        ModelNotFound
+    """
+    if store.model(model_name).is_watched:
+        return history.list_versions(store, model_name, limit)
+    records = history.list_versions(store, model_name, None)
+    return sorted(records, key=lambda record: precedence(record.label), reverse=True)[:limit]
 
 
 def get_version(store: Store, model_name: str, reference: str) -> RegisteredVersion:
@@ -198,6 +217,11 @@ def registered_version(connection: Connection, model: Row[Any], version_id: int)
     optimizations = _optimizations(connection, model.id, version_id)
     group = load_groups(connection, [row.group_id])[row.group_id]
     return RegisteredVersion(**_listed(model, row, stages, optimizations), factors=group.factors, group=group)
+
+
+def size_mb(size_bytes: int) -> float:
+    """As answers and files say it: in units of 2**20 bytes."""
+    return round(size_bytes / BYTES_A_MB, 6)
 
 
 def model_facts(connection: Connection, group: Group) -> ModelFacts:

@@ -11,8 +11,9 @@ from typing import Any
 import flask
 import msgspec
 
-from mmserver.catalog import groups, history
+from mmserver.catalog import groups
 from mmserver.errors import GroupHasNoModel, MmserverError, RequestInvalid
+from mmserver.registry.versions import list_records
 from mmserver.serving.output_tensors import OutputTensor, facts_from_summary, output_tensors, widths_from_facts
 from mmserver.serving.predictions import Serving
 from mmserver.serving.statistics import Duration, Statistics
@@ -67,7 +68,7 @@ def get_model(name: str, version: str | None = None) -> flask.Response:
     """What it takes and gives."""
     found = _asked_model(name, version)
     described = _described(current_serving(), found)
-    records = history.list_versions(current_store(), found.version.model_name, MAX_VERSIONS)
+    records = list_records(current_store(), found.version.model_name, MAX_VERSIONS)
     return json_response(
         {
             "name": found.name,

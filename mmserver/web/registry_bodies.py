@@ -7,19 +7,13 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from mmserver.registry import stage_names
 from mmserver.registry.fields import Number
-from mmserver.registry.versions import ListedVersion, RegisteredModel, VersionStage, WatchedVersion
+from mmserver.registry.versions import ListedVersion, RegisteredModel, VersionStage, WatchedVersion, size_mb
 from mmserver.web.optimization_bodies import RegistryOptimization, item_from_optimization
 from mmserver.web.requests import refuse_parameter
 
-MIB = 1 << 20
 StageName: TypeAlias = Literal["Production", "Staging", "Archived", "None"]
-_STAGE_NAMES: dict[VersionStage | None, StageName] = {
-    "production": "Production",
-    "staging": "Staging",
-    "archived": "Archived",
-    None: "None",
-}
 _CURSOR_PREFIX = "after:"
 
 
@@ -103,7 +97,7 @@ def item_from_version(version: ListedVersion | WatchedVersion) -> RegistryVersio
         n_features=version.n_features,
         input_shape=version.input_shape,
         factor_count=version.factor_count,
-        size_mb=round(version.size_bytes / MIB, 6),
+        size_mb=size_mb(version.size_bytes),
         size_bytes=version.size_bytes,
         sha256=version.sha256,
         derived_from=version.derived_from,
@@ -128,7 +122,7 @@ def item_from_model(model: RegisteredModel) -> RegistryModel:
 
 def stage_name(stage: VersionStage | None) -> StageName:
     """The stage in the words of the API."""
-    return _STAGE_NAMES[stage]
+    return stage_names.stage_name(stage).value
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------

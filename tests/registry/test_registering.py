@@ -1,13 +1,14 @@
 """Taking in versions: what is kept, what is the same, what is refused, and that whatever is there predicts."""
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Engine, event, select
 
-from mmserver.catalog.catalog import Actor
+from mmserver.catalog.catalog import Actor, Catalog
 from mmserver.catalog.groups import group_detail
 from mmserver.catalog.history import list_versions as list_history
 from mmserver.catalog.history import resolve_version
@@ -440,3 +441,21 @@ def test_a_label_keeps_its_meaning_when_the_model_is_gone(bench: Any, way: str) 
         bench.register("1.0.0", 1)
     assert "hybrid" not in bench.store.catalog.models
     assert bench.register("1.0.0", 0).is_new
+
+
+def test_a_list_of_more_models_than_one_statement_takes_is_read_in_several(bench: Any) -> None:
+    bench.register("1.0.0")
+    present = bench.model
+    others = [replace(present, id=present.id + number, name=f"model_{number:05}") for number in range(1, 12_000)]
+    bench.store.catalog = Catalog(models={model.name: model for model in [present, *others]})
+    n_values: list[int] = []
+
+    def count(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        n_values.append(len(parameters))
+
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        assert [model.name for model in list_models(bench.store, 20_000)] == ["hybrid"]
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+    assert (sum(n_values), max(n_values)) == (12_000, 5000)
