@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 from mmserver.catalog.catalog import Group, Version
 from mmserver.catalog.info import InfoFacts
 from mmserver.errors import BlobCorrupt
+from mmserver.registry.said import Said
 from mmserver.serving.training_facts import accuracy
 from mmserver.storage.database import Database
 from mmserver.storage.decoding import StoredBlob, decoded_blob
@@ -128,6 +129,12 @@ class ModelFacts:
 def told_by(version: Version) -> Group | None:
     """The group that speaks for the kind of all models of a version: its first that has one."""
     return next((group for group in version.groups.values() if group.can_predict), None)
+
+
+def said_accuracy(said: Said | None, of_info: float | None) -> float | None:
+    """As the metrics of a registered version say it, which may be changed later, else as the info file does."""
+    found = accuracy({"metrics": said.metrics}) if said else None
+    return of_info if found is None else found
 
 
 def training_date(facts: InfoFacts) -> str | int | float | None:

@@ -23,9 +23,10 @@ from mmserver.errors import (
     TooManyRows,
 )
 from mmserver.formats import Decision, FloatRows
+from mmserver.registry.said import said_of_versions
 from mmserver.serving.features import Features, RowLayout
 from mmserver.serving.interpretation import decide
-from mmserver.serving.model_facts import training_date
+from mmserver.serving.model_facts import said_accuracy, training_date
 from mmserver.serving.predictors import LoadedModel, Predictors, checked_outputs
 from mmserver.serving.resolving import Resolved, Resolver
 from mmserver.serving.siblings import Siblings
@@ -95,7 +96,7 @@ class Serving:
         self._resolver = Resolver(store)
         self._dead_band = store.settings.dead_band
         self._dead_bands = store.settings.dead_bands
-        self._model_infos: dict[tuple[int, int], tuple[weakref.ref[LoadedModel], msgspec.Raw]] = {}
+        self._model_infos: dict[tuple[int, int], tuple[weakref.ref[LoadedModel], datetime | None, msgspec.Raw]] = {}
         self._id_prefix = secrets.token_hex(8)
         self._id_numbers = itertools.count()
 
@@ -305,15 +306,18 @@ class Serving:
         return [_explained(loaded.layout, row) for row in found]
 
     def model_info(self, resolved: Resolved, loaded: LoadedModel) -> msgspec.Raw:
-        """JSON, made once: version, training_date, accuracy as the info file has them, and what decisions rest on."""
+        """JSON, made once for what is said of the version: version, training_date, accuracy, and what decisions rest on."""
         key = (resolved.version.id, resolved.group.id)
+        model = self.store.catalog.models.get(resolved.version.model_name)
+        said_at = None if model is None or model.is_watched else model.refreshed_at  # moved by every change
         known = self._model_infos.get(key)
-        if known is not None and known[0]() is loaded:
-            return known[1]
+        if known is not None and known[0]() is loaded and known[1] == said_at:
+            return known[2]
+        said = said_of_versions(self.store.database, [key[0]]).get(key[0]) if said_at is not None else None
         info = {
             "version": resolved.version.label,
             "training_date": training_date(loaded.record.facts),
-            "accuracy": accuracy(loaded.record.info),
+            "accuracy": said_accuracy(said, accuracy(loaded.record.info)),
             "engine": loaded.engine.name,
             "direction_from": loaded.interpreter.direction_from,
             "confidence_from": loaded.interpreter.confidence_from,
@@ -321,7 +325,7 @@ class Serving:
         raw = msgspec.Raw(msgspec.json.encode(info))
         if len(self._model_infos) >= _MAX_MODEL_INFOS:
             self._model_infos.clear()
-        self._model_infos[key] = (weakref.ref(loaded), raw)  # which may be let go of
+        self._model_infos[key] = (weakref.ref(loaded), said_at, raw)  # which may be let go of
         return raw
 
     def new_prediction_id(self) -> str:

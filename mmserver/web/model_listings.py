@@ -6,8 +6,8 @@ import msgspec
 from mmserver.catalog import history
 from mmserver.catalog.catalog import Group, Model, Version
 from mmserver.registry.said import Said, ServedSaid, said_of_versions
-from mmserver.serving.model_facts import NOTHING, GroupFacts, ModelFacts, told_by
-from mmserver.serving.training_facts import accuracy
+from mmserver.registry.versions import list_records, size_mb
+from mmserver.serving.model_facts import NOTHING, ModelFacts, said_accuracy, told_by
 from mmserver.web.current import SERVING_KEY, LateServing, current_actor, current_serving, current_store
 from mmserver.web.errors import problem_from_error
 from mmserver.web.health import RETRY_AFTER_S, run_checks, uptime_s
@@ -20,7 +20,6 @@ SAID_KEY = "mmserver.served_said"
 DEFAULT_LIMIT = 500
 MAX_LIMIT = 5000
 HEALTH_WORDS = {"ok": "healthy", "degraded": "degraded", "failing": "unhealthy"}
-MIB = 1 << 20
 
 
 class ReloadModel(msgspec.Struct, frozen=True):
@@ -91,7 +90,7 @@ def get_ml_models() -> flask.Response:
             "stage": _stage(model),
             "model_type": registered.model_type if registered else known.kind,
             "metrics": registered.metrics if registered else metrics,
-            "size_mb": round(sizes[version.id] / MIB, 6),
+            "size_mb": size_mb(sizes[version.id]),
             "loaded": _is_loaded(version, loaded),
         })  # fmt: skip
     return json_response(items)
@@ -110,7 +109,7 @@ def get_models() -> flask.Response:
             "name": model.name,
             "version": model.serving.label,
             "status": model.status,
-            "accuracy": _accuracy(said.get(model.serving.id), known),
+            "accuracy": said_accuracy(said.get(model.serving.id), known.accuracy),
             "training_date": known.training_date,
             "features": model.serving.factors,
         })  # fmt: skip
@@ -122,7 +121,7 @@ def get_model_versions(model_name: str) -> flask.Response:
     store = current_store()
     model = store.model(model_name)
     limit = query_number(flask.request, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
-    records = history.list_versions(store, model_name, limit)
+    records = list_records(store, model_name, limit)
     facts = _model_facts().of_versions_with_one_group(model.id, [record.seq for record in records])
     said = {} if model.is_watched else said_of_versions(store.database, [record.version_id for record in records])
     items = []
@@ -132,7 +131,7 @@ def get_model_versions(model_name: str) -> flask.Response:
         items.append({
             "version": record.label,
             "status": _status(record, registered),
-            "accuracy": _accuracy(registered, known),
+            "accuracy": said_accuracy(registered, known.accuracy),
             "training_date": known.training_date,
         })  # fmt: skip
     return json_response({"model_name": model.name, "versions": items})
@@ -153,12 +152,6 @@ def _status(record: history.VersionRecord, registered: Said | None) -> str:
         if stage in record.stages:
             return stage
     return "none" if registered is not None and not registered.is_archived else "archived"
-
-
-def _accuracy(registered: Said | None, known: GroupFacts) -> float | None:
-    """As it was said when the version was registered, else as the info file has it."""
-    found = accuracy({"metrics": registered.metrics}) if registered else None
-    return known.accuracy if found is None else found
 
 
 # --- reload -----------------------------------------------------------------------------------------------------------

@@ -116,8 +116,10 @@ def test_the_very_same_again_is_no_error_and_other_content_is_a_conflict(
     site: Any, name: str, models: list[bytes]
 ) -> None:
     first = registered(site, name, "1.0.0", models[0])
-    again = upload(site, models[0], name=name, version="1.0.0", description="other words change nothing")
+    again = upload(site, models[0], name=name, version="1.0.0")
     assert (again.status_code, again.json) == (200, first)
+    said = refused(upload(site, models[0], name=name, version="1.0.0", metrics={"ic": 0.2}), 409, "version_conflict")
+    assert "other metrics (ic)" in said
     assert again.headers["Location"] == f"{ROOT}/{name}/1.0.0"
     refused(upload(site, models[1], name=name, version="1.0.0"), 409, "version_conflict")
     assert site.json(f"{ROOT}/{name}/1.0.0") == first
@@ -681,3 +683,29 @@ def test_only_some_models_are_read_at_a_time(
         refused(response, 503, "overloaded")
         assert response.headers["Retry-After"]
     registered(site, name, "1.0.0", models[0])
+
+
+# --- what other routes say of registered versions -------------------------------------------------------------------
+
+
+def test_other_protocols_list_the_versions_in_the_order_of_semantic_versions(site: Any, three: str) -> None:
+    expected = ["1.10.0", "1.10.0-rc.1", "1.9.0"]
+    assert site.json(f"/v2/models/{three}")["versions"] == expected
+    assert [item["version"] for item in site.json(f"/models/{three}/versions")["versions"]] == expected
+    assert [item["version"] for item in site.json(f"/models/{three}/versions?limit=1")["versions"]] == ["1.10.0"]
+
+
+def test_a_prediction_names_the_accuracy_among_the_metrics_of_its_version(
+    site: Any, name: str, models: list[bytes]
+) -> None:
+    registered(site, name, "1.0.0", models[0], metrics={"accuracy": 0.61, "train_accuracy": 0.99})
+    registered(site, name, "1.1.0", models[1], metrics={"ic": 0.1})
+
+    def accuracy(version: str) -> Any:
+        ask = {"model_name": name, "model_version": version, "symbol": "ANY", "features": ROW}
+        return site.client.post("/predict", json=ask).json["model_info"]["accuracy"]
+
+    assert [accuracy("1.0.0"), accuracy("1.1.0")] == [0.61, None]
+    for changed in (0.7, None):
+        site.client.patch(f"{ROOT}/{name}/1.0.0/metrics", json={"metrics": {"accuracy": changed}})
+        assert [accuracy("1.0.0"), accuracy("1.1.0")] == [changed, None]
