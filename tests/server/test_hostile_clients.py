@@ -125,9 +125,10 @@ def test_who_sends_only_empty_lines_is_not_there_for_ever(clock: Any, sites: Any
 def test_a_client_that_shut_its_side_and_is_refused_for_want_of_room_is_let_go(sites: Any, version: bytes) -> None:
     site = sites(n_threads=1, max_waiting=1)
     held = [site.connect() for _ in range(3)]
-    for number, client in enumerate(held[:2]):
-        client.send(get("/held"))
-        site.until(lambda: site.server.n_requests == number + 1)  # noqa: B023
+    held[0].send(get("/held"))
+    site.until(lambda: site.asked)
+    held[1].send(get("/held"))
+    site.until(lambda: site.server.pool.n_waiting() == 1)
     last = held[2]
     last.send(get("/x") + b"GET /held HTTP/" + version + b"\r\n" + HOST + b"\r\n")
     last.socket.shutdown(socket.SHUT_WR)
