@@ -1,14 +1,14 @@
-"""Real artifacts of three generations of XGBoost decode completely, and fast."""
+"""Real artifacts of three generations of XGBoost decode completely, and in few steps."""
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 from mmserver.inert import decode, to_jsonable
 from mmserver.inert.records import Frame, Instance
+from tests.counting import n_steps
 
 
 def test_every_real_pickle_decodes_and_can_be_shown(shared_artifacts: Path) -> None:
@@ -44,16 +44,10 @@ def test_venue_files_are_a_list_of_dicts_or_a_frame(shared_artifacts: Path) -> N
     assert (frame.column("symbol")[0], frame.column("large_notional_threshold")[0]) == ("BTCUSDT", 60637.5)
 
 
-def test_a_large_model_decodes_in_milliseconds(shared_artifacts: Path) -> None:
+def test_a_large_model_is_decoded_without_a_step_for_each_byte(shared_artifacts: Path) -> None:
     data = (shared_artifacts / "wide" / "SP500_mid_chg_1d_model.pkl").read_bytes()
-    best_s = min(_time_s(data) for _ in range(5))
-    assert best_s < 0.02
-
-
-def _time_s(data: bytes) -> float:
-    started = time.perf_counter()
     decode(data)
-    return time.perf_counter() - started
+    assert n_steps(lambda: decode(data)) < 200_000 < len(data)
 
 
 def test_decoding_needs_neither_pandas_nor_xgboost() -> None:
@@ -68,6 +62,6 @@ def test_decoding_needs_neither_pandas_nor_xgboost() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=300,
     )
     assert run.stdout.strip() == "[]"

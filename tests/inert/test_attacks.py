@@ -5,22 +5,20 @@ import pickle
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
 from mmserver.errors import Undecodable
 from mmserver.inert import decode
+from mmserver.inert.limits import Limits
 
 
 def test_an_attack_is_refused_with_its_reason(attack: tuple[bytes, str, str]) -> None:
     data, reason, detail = attack
     modules = set(sys.modules)
-    started = time.monotonic()
     with pytest.raises(Undecodable) as refused:
-        decode(data)
-    assert time.monotonic() - started < 30.0
+        decode(data, Limits(deadline_s=600.0))  # it is refused for what it does, not for how long that takes
     assert refused.value.reason == reason
     assert detail in refused.value.detail
     assert len(refused.value.detail) < 400
@@ -69,7 +67,7 @@ def test_decoding_imports_opens_and_executes_nothing(
         [sys.executable, "-c", textwrap.dedent(AUDITED), str(bundle)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert run.returncode == 0, run.stderr

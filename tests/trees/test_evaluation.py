@@ -1,7 +1,5 @@
 """The evaluator gives XGBoost's margins bit for bit, or says why it cannot."""
 
-import time
-
 import numpy as np
 import pytest
 import xgboost
@@ -12,6 +10,7 @@ from mmserver.trees.evaluation import Evaluator, base_margins, supports_exactly
 from mmserver.trees.golden import golden_rows
 from mmserver.trees.objectives import OBJECTIVES
 from mmserver.trees.validation import validate
+from tests.counting import n_steps
 
 NUMERIC = [
     "regression",
@@ -129,14 +128,9 @@ def test_every_objective_s_base_score_becomes_xgboost_s_margin(booster, objectiv
         assert same_bits(base_margins(validate(document)).reshape(1, 1), native), (objective, score)
 
 
-def test_one_row_of_the_wide_model_is_quick(golden_case):
+def test_one_row_of_the_wide_model_takes_few_steps(golden_case):
     case = golden_case("wide__SP500_mid_chg_1d")
     evaluator = Evaluator(validate(document_from_snapshot(case.handle)))
     row = case.rows[5:6]
     evaluator.margins(row)
-    times_s = []
-    for _ in range(50):
-        start = time.perf_counter()
-        evaluator.margins(row)
-        times_s.append(time.perf_counter() - start)
-    assert min(times_s) < 500e-6
+    assert n_steps(lambda: evaluator.margins(row)) < 2000  # 182 of them

@@ -24,9 +24,9 @@ path, form, n_damaged = sys.argv[1], sys.argv[2], int(sys.argv[3])
 raw = open(path, "rb").read()
 random = np.random.RandomState(11)
 n_accepted = n_refused = n_checked = 0
-deadline = time.monotonic() + 8
+enough_at = time.monotonic() + 8
 for attempt in range(n_damaged):
-    if time.monotonic() > deadline:
+    if time.monotonic() > enough_at and n_accepted > 1 and n_refused > 10:
         break
     damaged = bytearray(raw)
     for _ in range(1 + attempt % 3):
@@ -70,7 +70,7 @@ def test_damaged_models_are_refused_or_predict_as_xgboost_does(booster, kind, fo
     path.write_bytes(bytes(booster(kind)[:2].save_raw(form)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", _CHILD, str(path), form, str(N_DAMAGED if form == "ubj" else 200)]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    child = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
     assert child.returncode == 0, child.stderr[-2000:]
     n_accepted, n_refused, _ = map(int, child.stdout.split())
     assert n_accepted > 1
