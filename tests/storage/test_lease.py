@@ -123,11 +123,12 @@ from pathlib import Path
 from mmserver.storage.database import open_database
 from mmserver.storage.lease import Lease
 
-path, holder, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+path, holder, last_epoch = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 clock = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
 lease = Lease(open_database(path, busy_timeout_ms=20000), "scheduler", holder, 0.05, clock)
-end = clock() + seconds
-while clock() < end:
+print("ready", flush=True)
+sys.stdin.readline()
+while (lease.epoch or 0) < last_epoch:
     asked_at = clock()
     if lease.acquire_or_renew():
         print(lease.epoch, holder, asked_at, flush=True)
@@ -140,10 +141,15 @@ while clock() < end:
 def test_of_processes_that_race_for_it_each_epoch_has_one_holder(
     database_path: Path, start_script: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    racers = [start_script(RACE, database_path, holder, 1.0) for holder in "abc"]
+    racers = [start_script(RACE, database_path, holder, 12) for holder in "abc"]
+    assert [racer.stdout.readline() for racer in racers if racer.stdout] == ["ready\n"] * 3
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
     claims = [line.split() for racer in racers for line in racer.communicate()[0].splitlines()]
     holders_by_epoch: dict[str, set[str]] = {}
     for epoch, holder, _ in claims:
         holders_by_epoch.setdefault(epoch, set()).add(holder)
-    assert len(holders_by_epoch) > 3
+    assert len(holders_by_epoch) >= 12
     assert all(len(holders) == 1 for holders in holders_by_epoch.values())

@@ -99,6 +99,7 @@ def test_a_snapshot_taken_under_writes_is_one_state(full: Database, data_dir: Da
     """Each write moves one row from one key to the next: whatever the moment, exactly one is there."""
     put(full, "moving 0")
     stop = threading.Event()
+    moves = threading.Semaphore(0)
 
     def move() -> None:
         i = 0
@@ -109,11 +110,18 @@ def test_a_snapshot_taken_under_writes_is_one_state(full: Database, data_dir: Da
                     {"old": f"moving {i}", "new": f"moving {i + 1}"},
                 )
             i += 1
+            moves.release()
+
+    def snapshot_after_a_move(hours: int) -> SnapshotInfo:
+        while moves.acquire(blocking=False):
+            pass
+        assert moves.acquire(timeout=60)
+        return create_snapshot(full, data_dir.snapshots_dir, now + timedelta(hours=hours))
 
     writer = threading.Thread(target=move)
     writer.start()
     try:
-        snapshots = [create_snapshot(full, data_dir.snapshots_dir, now + timedelta(hours=i)) for i in range(3)]
+        snapshots = [snapshot_after_a_move(i) for i in range(3)]
     finally:
         stop.set()
         writer.join()
@@ -123,7 +131,7 @@ def test_a_snapshot_taken_under_writes_is_one_state(full: Database, data_dir: Da
         moved.append([key for key in keys(database) if key.startswith("moving")])
         database.close()
     assert [len(found) for found in moved] == [1, 1, 1]
-    assert len({found[0] for found in moved}) > 1
+    assert len({found[0] for found in moved}) == 3
 
 
 def test_the_newest_snapshots_are_kept_and_damaged_ones_do_not_count(
