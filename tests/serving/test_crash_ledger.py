@@ -293,7 +293,7 @@ def test_a_server_that_dies_over_a_model_twice_survives_the_third_time(
     desk.write_weights("alpha", "BTC_ret_1h")
     desk.register()
     command = [sys.executable, "-c", PREDICTING, str(tmp_path / "data"), str(test_plugins_dir)]
-    ended = [subprocess.run(command, capture_output=True, check=False, timeout=60) for _ in range(3)]
+    ended = [subprocess.run(command, capture_output=True, check=False, timeout=300) for _ in range(3)]
     assert [process.returncode for process in ended] == [-signal.SIGABRT, -signal.SIGABRT, 1]
     assert b"PredictorUnloadable: BTC_ret_1h cannot be loaded: mmserver died 2 times" in ended[2].stderr
 

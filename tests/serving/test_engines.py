@@ -17,6 +17,7 @@ from mmserver.serving.engines import EXACT, LIBRARY_FROM_CELLS, ExactEngine, Lib
 from mmserver.trees.document import document_from_bytes
 from mmserver.trees.model_file import model_file_from_document
 from mmserver.trees.proving import engine_facts
+from tests.counting import n_steps
 
 N_FEATURES = 4
 FEW, MANY = 5, 4000
@@ -161,7 +162,7 @@ class Counting:
 
     def load_predictor(self, model: ModelFile) -> Any:
         self.n_loaded += 1
-        assert self.may_go_on.wait(30)
+        assert self.may_go_on.wait(60)
         if self.error is not None:
             raise self.error
         return self.plugins.load_predictor(model)
@@ -179,7 +180,7 @@ def in_threads(calls: list[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     return found
 
 
@@ -349,16 +350,9 @@ def test_all_real_models_are_exact_and_predict_as_their_library(shared_artifacts
                 assert same_bits(values, expected[name][:n_rows]), (path.name, name)
 
 
-def test_one_row_of_the_wide_model_takes_some_microseconds(shared_artifacts: Path, plugins: Plugins) -> None:
-    import time
-
+def test_one_row_of_the_wide_model_takes_few_steps(shared_artifacts: Path, plugins: Plugins) -> None:
     model = real_model(plugins, shared_artifacts / "wide" / "SP500_mid_chg_1d_model.pkl")
     engine = ExactEngine(model, plugins)
     row = np.zeros((1, model.n_features), np.float32)
     engine.predict(row)
-    times_s = []
-    for _ in range(400):
-        start = time.perf_counter()
-        engine.predict(row)
-        times_s.append(time.perf_counter() - start)
-    assert min(times_s) < 100e-6  # 17 where it was measured
+    assert n_steps(lambda: engine.predict(row)) < 2000

@@ -78,7 +78,7 @@ def test_eight_threads_that_miss_load_it_once(btc: Any, loads: list[Any]) -> Non
 def test_different_models_are_loaded_side_by_side(btc: Any) -> None:
     btc.write_weights("alpha", "ETH_ret_1h")
     btc.refresh()
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
     btc.switches["loading"] = lambda document: both.wait()
     found = in_threads(2, lambda number: btc.serving.predictors.get(btc.group(("BTC", "ETH")[number])))
     assert [loaded.group.symbol for loaded in found] == ["BTC", "ETH"]

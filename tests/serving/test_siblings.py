@@ -113,7 +113,7 @@ def test_changes_of_several_processes_and_threads_are_all_there(fd: int) -> None
         thread.start()
     for thread in threads:
         thread.join()
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(600) for process in processes] == [0, 0]
     ending.set()
     watching.join()
     assert place.number() == len(place.read()) == 4 * CHANGES

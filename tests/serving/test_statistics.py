@@ -210,10 +210,10 @@ def test_threads_that_count_while_others_tell_and_ask_lose_nothing_and_see_no_nu
     for thread in (*others, *working):
         thread.start()
     for thread in working:
-        thread.join(60)
+        thread.join()
     stop.set()
     for thread in others:
-        thread.join(60)
+        thread.join()
     first.publish()
     second.publish()
     for counted in (first, second):

@@ -324,7 +324,7 @@ def test_more_parquet_rows_than_are_allowed_are_not_decoded() -> None:
 
 def test_a_name_that_is_there_twice_among_a_million_is_found_at_once() -> None:
     names = [*map(str, range(1_000_000)), "x", "x"]
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(RequestInvalid, match="'x' stands there twice"):
         distinct_names(names, "the header")
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 60  # where each is compared with all, it takes hours

@@ -342,7 +342,7 @@ def test_answers_hold_the_same_bits_in_both_forms() -> None:
 def test_an_input_that_is_there_twice_among_many_is_found_at_once() -> None:
     value = np.zeros(1, np.float32)
     tensors = [Tensor(name, value) for name in [*map(str, range(200_000)), "x", "x"]]
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(RequestInvalid, match="x: the input is there twice"):
         rows_from_tensors(tensors, ["a", "b"], (2,), accepts_missing=True)
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 60  # where each is compared with all, it takes many minutes

@@ -254,10 +254,10 @@ def test_the_jobs_load_ahead_by_themselves(open_desk: Callable[..., Any], tmp_pa
     jobs = Jobs(desk.store, tmp_path / "snapshots")
     jobs.start(desk.serving.warming.keep_up)
     try:
-        assert all(loaded.acquire(timeout=20) for _ in range(3))
+        assert all(loaded.acquire(timeout=60) for _ in range(3))
         desk.write_weights("beta", "D_ret")
         desk.refresh("beta")
-        assert loaded.acquire(timeout=20)
+        assert loaded.acquire(timeout=60)
     finally:
         jobs.stop()
 
