@@ -162,11 +162,38 @@ def test_the_guide_s_code_of_one_s_own_runs_a_file() -> None:
     assert predictor.predict(np.array([[1, 1, 1], [0, 0, 1]], np.float32))["prediction"].tolist() == [[12.0], [6.0]]
 
 
+def test_the_guide_s_network_is_trained_registered_and_predicts(tmp_path: Path) -> None:
+    for package in ("torch", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is not installed (the extra torch)")
+    shown = {name: text for language in ("python", "json") for name, text in blocks(language) if name}
+    (tmp_path / "my-plugins").mkdir()
+    for name in ("my-plugins/nets.py", "train.py", "options.json"):
+        (tmp_path / name).write_text(shown[name])
+    subprocess.run([sys.executable, "train.py"], cwd=tmp_path, check=True, timeout=TIMEOUT_S * 5)
+    settings = Settings(
+        data_dir=tmp_path / "data", plugins_dir=tmp_path / "my-plugins", watch_enabled=False, artifact_roots=(tmp_path,)
+    )
+    app = create_app(settings)
+    try:
+        client = app.test_client()
+        asked = {"name": "network", "version": "1.0.0", "path": str(tmp_path / "trend.pt")}
+        asked |= {"options": json.loads(shown["options.json"])}
+        registered = client.post("/api/ml/registry/models", json=asked)
+        assert registered.status_code == 201, registered.text
+        assert registered.get_json()["parity"]["passed"]
+        features = [[0.1, 0.2, 0.3, 0.4]] * 10
+        answer = client.post("/predict", json={"model_name": "network", "symbol": "ANY", "features": features})
+        assert answer.status_code == 200, answer.text
+        assert 1 / 3 <= answer.get_json()["prediction"]["confidence"] <= 1
+    finally:
+        app.extensions[RUNTIME_KEY].close()
+
+
 # --- the example ------------------------------------------------------------------------------------------------------
 
 
 def linear_file(name: str = "SOLUSDT_ret_5d_linear.json") -> SourceFile:
-    (text,) = [text for _, text in blocks("json")]
+    (text,) = [text for shown, text in blocks("json") if shown == "artifacts/SOLUSDT_ret_5d_linear.json"]
     return SourceFile(name=name, data=text.encode())
 
 
