@@ -16,6 +16,8 @@ from tests.e2e.conftest import Artifacts, Server, Servers, artifacts, servers, s
 
 __all__ = ["artifacts", "servers", "shared_servers"]
 
+LONG_S = 60.0
+"""What only somebody who waits in vain takes, on however slow a machine."""
 Ask = Callable[..., Any]
 """`ask(url, lambda client: client.predict(…), **options)`: the same with either client."""
 

@@ -45,7 +45,7 @@ def refused(work):
 SYNC = (
     COMMON
     + """
-client = SyncModelClient(url, health_interval_s=3600)
+client = SyncModelClient(url, health_timeout_s=60, health_interval_s=3600)
 client.initialize()
 before = client.list_models()[0].name
 watch = client.watch("m", "X")
@@ -70,7 +70,7 @@ print(json.dumps(locals(), default=str))
 ASYNC = (
     COMMON
     + """
-client = ModelClient(url, health_interval_s=3600)
+client = ModelClient(url, health_timeout_s=60, health_interval_s=3600)
 
 async def ask():
     return (await client.list_models())[0].name

@@ -29,7 +29,7 @@ from mmserver.client import (
     SyncModelClient,
     Timeouts,
 )
-from tests.client.conftest import Ask, Misbehaving, answer
+from tests.client.conftest import LONG_S, Ask, Misbehaving, answer
 
 Make = Callable[..., Misbehaving]
 MODELS = answer("200 OK", b"[]", Content_Type="application/json")
@@ -75,7 +75,7 @@ def dripping(head: bytes) -> Callable[[socket.socket, bytes], None]:
 
     def drip(connection: socket.socket, _: bytes) -> None:
         connection.sendall(head)
-        for _ in range(200):
+        while True:  # until the client hangs up
             connection.sendall(b"x")
             time.sleep(0.05)
 
@@ -121,24 +121,24 @@ def test_no_server_makes_a_call_longer_than_its_time_and_none_is_asked_twice(
     server = misbehaving(behave)
     begun = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        ask(server.url, predicting, timeouts=Timeouts(total_s=SHORT_S), retries=QUICK)
-    assert SHORT_S <= time.monotonic() - begun < SHORT_S + 1
-    assert len(server.requests) == 1
+        ask(server.url, predicting, timeouts=Timeouts(read_s=LONG_S, total_s=SHORT_S), retries=QUICK)
+    assert SHORT_S <= time.monotonic() - begun < LONG_S
+    assert len(server.requests) <= 1
 
 
 def test_a_read_timeout_below_the_whole_time_ends_a_call_too(misbehaving: Make, ask: Ask) -> None:
     begun = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        ask(misbehaving(silent).url, listing, timeouts=Timeouts(read_s=SHORT_S))
-    assert time.monotonic() - begun < SHORT_S + 1
+        ask(misbehaving(silent).url, listing, timeouts=Timeouts(read_s=SHORT_S, total_s=LONG_S))
+    assert time.monotonic() - begun < LONG_S
 
 
 def test_a_listener_that_never_accepts_costs_the_time_of_the_call(ask: Ask) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
-        begun = time.monotonic()
+        url, begun = f"http://127.0.0.1:{listener.getsockname()[1]}", time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            ask(f"http://127.0.0.1:{listener.getsockname()[1]}", listing, timeouts=Timeouts(total_s=SHORT_S))
-        assert time.monotonic() - begun < SHORT_S + 1
+            ask(url, listing, timeouts=Timeouts(connect_s=LONG_S, read_s=LONG_S, total_s=SHORT_S))
+        assert time.monotonic() - begun < LONG_S
 
 
 @pytest.mark.parametrize("call", [listing, reloading])
@@ -159,7 +159,8 @@ def test_a_busy_server_is_asked_again_when_it_says_so_and_not_before(misbehaving
         connection.sendall(busy if len(asked_at) == 1 else MODELS)
 
     assert ask(misbehaving(behave).url, listing, retries=QUICK) == []
-    assert 1.0 <= asked_at[1] - asked_at[0] < 2.0
+    assert len(asked_at) == 2
+    assert asked_at[1] - asked_at[0] >= 1.0
 
 
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
@@ -175,8 +176,8 @@ def test_a_server_that_is_busy_for_longer_than_the_call_may_take_is_not_waited_f
     server = misbehaving(lambda c, _: c.sendall(answer("503 Service Unavailable", b"", Retry_After="3600")))
     begun = time.monotonic()
     with pytest.raises(ServerBusy, match="503 http_503"):
-        ask(server.url, listing)
-    assert time.monotonic() - begun < 1
+        ask(server.url, listing, timeouts=Timeouts(total_s=LONG_S))
+    assert time.monotonic() - begun < LONG_S
     assert len(server.requests) == 1
 
 

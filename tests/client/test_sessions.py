@@ -13,7 +13,7 @@ import pytest
 from httpcore._backends.sync import SyncStream
 
 from mmserver.client import ClientClosed, ModelClient, SignalValidator, SyncModelClient
-from tests.client.conftest import Ask, Misbehaving, answer, threads_end
+from tests.client.conftest import LONG_S, Ask, Misbehaving, answer, threads_end
 from tests.e2e.conftest import wait_until
 
 Make = Callable[..., Misbehaving]
@@ -56,7 +56,7 @@ def test_a_closed_client_says_that_it_is_closed_and_how_to_open_it(
 
 def test_a_client_that_is_opened_again_works_as_the_first_time(misbehaving: Make) -> None:
     server = misbehaving(serve)
-    client = SyncModelClient(server.url, health_interval_s=0.05)
+    client = SyncModelClient(server.url, health_timeout_s=LONG_S, health_interval_s=0.05)
     with threads_end():
         for _ in range(3):
             client.initialize()
@@ -76,7 +76,7 @@ def test_an_async_client_that_is_opened_again_works_as_the_first_time_also_in_an
     misbehaving: Make,
 ) -> None:
     server = misbehaving(serve)
-    client = ModelClient(server.url, health_interval_s=0.05)
+    client = ModelClient(server.url, health_timeout_s=LONG_S, health_interval_s=0.05)
 
     async def use() -> None:
         await client.initialize()
@@ -95,8 +95,8 @@ def test_an_async_client_that_is_opened_again_works_as_the_first_time_also_in_an
         await use()
         await use()
 
-    asyncio.run(asyncio.wait_for(twice(), 60))
-    asyncio.run(asyncio.wait_for(use(), 60))
+    asyncio.run(asyncio.wait_for(twice(), 2 * LONG_S))
+    asyncio.run(asyncio.wait_for(use(), 2 * LONG_S))
 
 
 def test_a_watch_of_a_closed_client_does_not_begin(misbehaving: Make) -> None:
@@ -125,10 +125,10 @@ def test_a_watch_that_was_closed_stays_so_when_the_client_is_opened_again(misbeh
     client, seen = SyncModelClient(server.url, health_timeout_s=0.05), []
     watching = threading.Thread(target=lambda: seen.extend(client.watch("m", "X")))
     watching.start()
-    assert arrived.wait(30)
+    assert arrived.wait(LONG_S)
     client.cleanup()
     client.initialize()
-    watching.join(30)
+    watching.join(LONG_S)
     assert not watching.is_alive()
     assert seen == []
     client.cleanup()
@@ -136,14 +136,14 @@ def test_a_watch_that_was_closed_stays_so_when_the_client_is_opened_again(misbeh
 
 def test_threads_that_open_one_client_at_once_share_its_connections_and_one_watch(misbehaving: Make) -> None:
     server = misbehaving(serve)
-    client = SyncModelClient(server.url, health_interval_s=3600)
+    client = SyncModelClient(server.url, health_timeout_s=LONG_S, health_interval_s=3600)
     with threads_end():
         client.cleanup()
         threads = [threading.Thread(target=client.initialize) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(LONG_S)
         assert client.list_models() == []
         assert server.paths().count("GET /readyz") == 1
         client.cleanup()
@@ -153,7 +153,7 @@ def test_whoever_is_cancelled_while_a_client_is_closed_is_cancelled_and_the_clie
     server = misbehaving(serve)
 
     async def run() -> None:
-        client = ModelClient(server.url)
+        client = ModelClient(server.url, health_timeout_s=LONG_S)
         await client.initialize()
         closing = asyncio.create_task(client.cleanup())
         await asyncio.sleep(0)
@@ -174,7 +174,7 @@ def test_whoever_is_cancelled_while_a_client_is_opened_can_open_it_later(misbeha
     server = misbehaving(lambda *_: arrived.set())
 
     async def run() -> None:
-        client = ModelClient(server.url, health_timeout_s=3600)
+        client = ModelClient(server.url, health_timeout_s=LONG_S)
         opening = asyncio.create_task(client.initialize())
         while not arrived.is_set():
             await asyncio.sleep(0.01)
@@ -199,7 +199,7 @@ def test_no_socket_is_closed_under_a_thread_that_reads_from_it(
 
     def read_late(stream: Any, *args: Any, **options: Any) -> Any:
         reading.set()
-        assert closed.wait(30)
+        assert closed.wait(LONG_S)
         sockets.append((stream._sock, stream._sock.fileno() >= 0))
         return read(stream, *args, **options)
 
@@ -213,10 +213,10 @@ def test_no_socket_is_closed_under_a_thread_that_reads_from_it(
 
     thread = threading.Thread(target=ask)
     thread.start()
-    assert reading.wait(30)
+    assert reading.wait(LONG_S)
     client.cleanup()
     closed.set()
-    thread.join(30)
+    thread.join(LONG_S)
     assert len(caught) == 1
     [(used, was_open)] = sockets
     assert was_open
@@ -260,7 +260,7 @@ def test_the_watching_of_health_survives_whatever_is_raised_and_says_so_once(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     broken, server = Broken(monkeypatch), misbehaving(serve_once)
-    with threads_end(), SyncModelClient(server.url, health_interval_s=0.02) as client:
+    with threads_end(), SyncModelClient(server.url, health_timeout_s=LONG_S, health_interval_s=0.02) as client:
         wait_until(lambda: broken.n_met >= 3, "checks that fail")
         assert not client.available
         broken.is_so = False
@@ -279,13 +279,13 @@ def test_the_watching_of_health_in_a_task_survives_whatever_is_raised_and_says_s
     broken, server = Broken(monkeypatch), misbehaving(serve_once)
 
     async def run() -> None:
-        async with ModelClient(server.url, health_interval_s=0.02) as client:
+        async with ModelClient(server.url, health_timeout_s=LONG_S, health_interval_s=0.02) as client:
             for is_broken in (True, False, True):
                 broken.is_so, broken.n_met = is_broken, 0
                 while client.available is is_broken or broken.n_met < 3 * is_broken:
                     await asyncio.sleep(0.01)
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(asyncio.wait_for(run(), 2 * LONG_S))
     levels = said_at(caplog)
     assert levels[0] == logging.WARNING
     assert set(levels[1:]) == {logging.DEBUG}

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmserver.client import ModelClient, SignalValidator, SyncModelClient
+from mmserver.client import ModelClient, SignalValidator, SyncModelClient, Timeouts
 from mmserver.client.validation import MAX_REMEMBERED, Decision
-from tests.client.conftest import Misbehaving, answer, threads_end
+from tests.client.conftest import LONG_S, Misbehaving, answer, threads_end
 from tests.e2e.conftest import FACTORS, Artifacts, Server, Servers, wait_until
 
 Make = Callable[..., Misbehaving]
@@ -59,15 +60,15 @@ def test_what_the_model_says_counts_as_the_formula_says(
     said: str, confidence: float | None, expected: tuple[str, float, str], misbehaving: Make
 ) -> None:
     server = misbehaving(ready_and(lambda connection: connection.sendall(says(said, confidence))))
-    with SyncModelClient(server.url) as client:
-        found = SignalValidator(client).decide("X", "buy", 0.8, ROW)
+    with SyncModelClient(server.url, health_timeout_s=LONG_S) as client:
+        found = SignalValidator(client, timeout_s=LONG_S).decide("X", "buy", 0.8, ROW)
     assert (found.direction, round(found.confidence, 9), found.reason) == expected
     assert found.prediction is not None
 
 
 def test_a_model_without_weight_is_not_asked(misbehaving: Make) -> None:
     server = misbehaving(ready_and(lambda connection: connection.sendall(says("SELL", 1.0))))
-    with SyncModelClient(server.url) as client:
+    with SyncModelClient(server.url, health_timeout_s=LONG_S) as client:
         found = SignalValidator(client, ml_weight=0).decide("X", 2, 0.8, ROW)
     assert (found.direction, found.confidence, found.reason) == ("SELL", 0.8, "no_weight")
     assert server.paths() == ["GET /readyz"]
@@ -75,56 +76,69 @@ def test_a_model_without_weight_is_not_asked(misbehaving: Make) -> None:
 
 def test_a_hung_server_costs_the_timeout_once_and_then_nothing_until_it_is_healthy(misbehaving: Make) -> None:
     server = misbehaving(ready_and(lambda _: None))
-    with threads_end(), SyncModelClient(server.url, health_interval_s=3600) as client:
+    options: dict[str, Any] = {"timeouts": Timeouts(read_s=LONG_S, total_s=LONG_S), "health_timeout_s": LONG_S}
+    with threads_end(), SyncModelClient(server.url, health_interval_s=3600, **options) as client:
         validator = SignalValidator(client, timeout_s=TIMEOUT_S)
         begun = time.monotonic()
         first = validator.decide("X", "BUY", 0.8, ROW)
-        assert TIMEOUT_S <= time.monotonic() - begun < TIMEOUT_S + 1
+        assert TIMEOUT_S <= time.monotonic() - begun < LONG_S
         assert (first.direction, first.confidence, first.reason) == ("BUY", 0.8, "server_away")
         assert first.error is not None
         assert not client.available
-        begun = time.monotonic()
         later = [validator.decide("X", "BUY", 0.8, ROW) for _ in range(1000)]
-        assert time.monotonic() - begun < TIMEOUT_S
         assert {one.reason for one in later} == {"server_away"}
-        assert server.paths().count("POST /predict") == 1
+        assert server.paths().count("POST /predict") <= 1
 
 
-def test_a_hung_server_does_not_block_the_event_loop_and_costs_the_timeout_once(misbehaving: Make) -> None:
+def test_a_hung_server_costs_a_task_the_timeout_once_too(misbehaving: Make) -> None:
     server = misbehaving(ready_and(lambda _: None))
 
-    async def run() -> tuple[Decision, Decision, int]:
-        n_turns = 0
-
-        async def turn() -> None:
-            nonlocal n_turns
-            while True:
-                await asyncio.sleep(0.01)
-                n_turns += 1
-
-        async with ModelClient(server.url, health_interval_s=3600) as client:
+    async def run() -> list[Decision]:
+        async with ModelClient(server.url, health_timeout_s=LONG_S, health_interval_s=3600) as client:
             validator = SignalValidator(client, timeout_s=TIMEOUT_S)
-            turning = asyncio.create_task(turn())
-            first = await validator.decide("X", "BUY", 0.8, ROW)
-            begun = time.monotonic()
-            second = await validator.decide("X", "BUY", 0.8, ROW)
-            assert time.monotonic() - begun < TIMEOUT_S / 2
-            turning.cancel()
-            return first, second, n_turns
+            return [await validator.decide("X", "BUY", 0.8, ROW) for _ in range(3)]
 
-    first, second, n_turns = asyncio.run(run())
-    assert first.reason == second.reason == "server_away"
-    assert n_turns > 5
+    assert {one.reason for one in asyncio.run(run())} == {"server_away"}
+    assert server.paths().count("POST /predict") <= 1
+
+
+def test_a_slow_server_does_not_block_the_event_loop(misbehaving: Make) -> None:
+    """It answers when another task of the same loop has gone on for some turns."""
+    asked, turned = threading.Event(), threading.Event()
+
+    def answer_late(connection: socket.socket) -> None:
+        asked.set()
+        if turned.wait(LONG_S):
+            connection.sendall(says("BUY", 0.9))
+
+    server = misbehaving(ready_and(answer_late))
+
+    async def turn() -> None:
+        while not asked.is_set():
+            await asyncio.sleep(0.01)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        turned.set()
+
+    async def run() -> Decision:
+        async with ModelClient(server.url, health_timeout_s=LONG_S, health_interval_s=3600) as client:
+            turning = asyncio.create_task(turn())
+            decision = await SignalValidator(client, timeout_s=LONG_S / 2).decide("X", "BUY", 0.8, ROW)
+            await turning
+            return decision
+
+    assert asyncio.run(run()).reason == "hybrid"
 
 
 def test_a_health_check_that_succeeds_brings_the_model_back(misbehaving: Make) -> None:
     server = misbehaving(ready_and(lambda _: None))
-    with SyncModelClient(server.url, health_interval_s=0.05) as client:
+    with SyncModelClient(server.url, health_timeout_s=LONG_S, health_interval_s=0.05) as client:
         validator = SignalValidator(client, timeout_s=TIMEOUT_S)
         assert validator.decide("X", "BUY", 0.8, ROW).reason == "server_away"
         server.behave = ready_and(lambda connection: connection.sendall(says("BUY", 0.9)))
         wait_until(lambda: client.available, "the server to be available")
-        assert validator.decide("X", "BUY", 0.8, ROW).reason == "hybrid"
+        patient = SignalValidator(client, timeout_s=LONG_S)
+        assert patient.decide("X", "BUY", 0.8, ROW).reason == "hybrid"
 
 
 @pytest.mark.parametrize(
@@ -144,21 +158,19 @@ def test_every_failure_leaves_the_strategy_s_own_signal(
     reply: bytes, reason: str, is_available: bool, misbehaving: Make
 ) -> None:
     server = misbehaving(ready_and(lambda connection: connection.sendall(reply)))
-    with SyncModelClient(server.url) as client:
-        begun = time.monotonic()
-        found = SignalValidator(client).decide("X", "SELL", 0.7, ROW)
-        assert time.monotonic() - begun < 0.5, "nothing is tried again"
+    with SyncModelClient(server.url, health_timeout_s=LONG_S) as client:
+        found = SignalValidator(client, timeout_s=LONG_S).decide("X", "SELL", 0.7, ROW)
         assert (found.direction, found.confidence, found.reason) == ("SELL", 0.7, reason)
         assert client.available is is_available
-    assert server.paths().count("POST /predict") == 1
+    assert server.paths().count("POST /predict") == 1, "it was tried again"
 
 
 def test_an_infinite_feature_leaves_the_strategy_s_own_signal_and_is_said_once(
     misbehaving: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = misbehaving(ready_and(lambda _: None))
-    with SyncModelClient(server.url) as client:
-        validator = SignalValidator(client)
+    with SyncModelClient(server.url, health_timeout_s=LONG_S) as client:
+        validator = SignalValidator(client, timeout_s=LONG_S)
         found = [validator.decide("X", "SELL", 0.7, [np.inf]) for _ in range(3)]
     assert {one.reason for one in found} == {"refused"}
     assert [record.levelname for record in caplog.records if "infinite" in record.getMessage()] == ["WARNING"]
@@ -174,8 +186,8 @@ def test_symbols_that_are_refused_in_turn_are_each_warned_of_once_and_so_is_a_ne
     caplog.set_level(logging.DEBUG)
     refusing = {code: answer("422 X", b'{"code":"%s","detail":"d"}' % code) for code in (b"features_invalid", b"other")}
     server = misbehaving(ready_and(lambda connection: connection.sendall(refusing[b"features_invalid"])))
-    with SyncModelClient(server.url) as client:
-        validator = SignalValidator(client)
+    with SyncModelClient(server.url, health_timeout_s=LONG_S) as client:
+        validator = SignalValidator(client, timeout_s=LONG_S)
         for _ in range(5):
             for symbol, model in (("X", None), ("Y", None), ("X", "m")):
                 assert validator.decide(symbol, "BUY", 0.5, ROW, model_name=model).reason == "refused"
@@ -191,8 +203,8 @@ def test_symbols_that_are_refused_in_turn_are_each_warned_of_once_and_so_is_a_ne
 
 def test_what_is_remembered_of_refusals_is_bounded(misbehaving: Make, caplog: pytest.LogCaptureFixture) -> None:
     server = misbehaving(ready_and(lambda _: None))
-    with SyncModelClient(server.url) as client:
-        validator = SignalValidator(client)
+    with SyncModelClient(server.url, health_timeout_s=LONG_S) as client:
+        validator = SignalValidator(client, timeout_s=LONG_S)
         for number in range(MAX_REMEMBERED + 10):
             validator.decide(f"S{number}", "BUY", 0.5, [np.inf])
         assert len(validator._warned_at_s) <= MAX_REMEMBERED
@@ -202,7 +214,7 @@ def test_what_is_remembered_of_refusals_is_bounded(misbehaving: Make, caplog: py
 def test_the_watching_of_health_is_logged_at_debug_only(misbehaving: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     server = misbehaving(lambda connection, _: connection.sendall(READY))
-    with SyncModelClient(server.url, health_interval_s=0.02) as client:
+    with SyncModelClient(server.url, health_timeout_s=LONG_S, health_interval_s=0.02) as client:
         wait_until(lambda: len(server.requests) > 3, "some checks")
         server.behave = lambda connection, _: connection.close()
         wait_until(lambda: not client.available, "the server to be away")
@@ -219,8 +231,8 @@ def test_a_real_server_that_is_killed_and_comes_back_is_away_in_between(
     server: Server = servers.start()
     artifacts.write(tmp_path / "a", "BTCUSDT_mid_chg_1m", 0)
     server.register("a", tmp_path / "a")
-    with threads_end(), SyncModelClient(server.url, health_interval_s=0.1) as client:
-        validator = SignalValidator(client, ml_min_confidence=0)
+    with threads_end(), SyncModelClient(server.url, health_timeout_s=LONG_S, health_interval_s=0.1) as client:
+        validator = SignalValidator(client, ml_min_confidence=0, timeout_s=LONG_S)
         assert validator.decide("BTCUSDT", "BUY", 0.8, ROW).reason in ("hybrid", "no_confidence")
         server.kill()
         assert validator.decide("BTCUSDT", "BUY", 0.8, ROW).reason == "server_away"
