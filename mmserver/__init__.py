@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmserver.conversion.exporting import graph_from_program as graph_from_program
     from mmserver.errors import NotConvertible as NotConvertible
     from mmserver.errors import Undecodable as Undecodable
     from mmserver.formats import Artifact as Artifact
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mmserver.formats import Scalar as Scalar
     from mmserver.graphs.model_file import model_file_from_onnx as model_file_from_onnx
     from mmserver.graphs.model_file import stated_classes as stated_classes
+    from mmserver.graphs.model_file import stated_output_names as stated_output_names
     from mmserver.graphs.predictor import onnx_predictor as onnx_predictor
     from mmserver.graphs.probing import probe_rows as probe_rows
     from mmserver.graphs.probing import probe_rows_at_splits as probe_rows_at_splits
@@ -82,6 +84,7 @@ TOOLS = {
     "decode_pickle": ("mmserver.inert.decoding", "decode"),
     "document_from_bytes": ("mmserver.trees.document", "document_from_bytes"),
     "document_from_snapshot": ("mmserver.trees.document", "document_from_snapshot"),
+    "graph_from_program": ("mmserver.conversion.exporting", "graph_from_program"),
     "model_file_from_document": ("mmserver.trees.model_file", "model_file_from_document"),
     "model_file_from_onnx": ("mmserver.graphs.model_file", "model_file_from_onnx"),
     "onnx_predictor": ("mmserver.graphs.predictor", "onnx_predictor"),
@@ -90,6 +93,7 @@ TOOLS = {
     "probes_from_outputs": ("mmserver.graphs.tidying", "probes_from_outputs"),
     "scikit_learn_attributes": ("mmserver.trees.model_file", "scikit_learn_attributes"),
     "stated_classes": ("mmserver.graphs.model_file", "stated_classes"),
+    "stated_output_names": ("mmserver.graphs.model_file", "stated_output_names"),
     "to_jsonable": ("mmserver.inert.jsonable", "to_jsonable"),
     "ubjson_from_model_file": ("mmserver.trees.model_file", "ubjson_from_model_file"),
 }

@@ -26,6 +26,7 @@ from mmserver import (
     hookimpl,
     probe_rows,
     stated_classes,
+    stated_output_names,
 )
 
 KIND = "tflite"
@@ -193,15 +194,7 @@ def _outputs(interpreter: Any, outputs: list[Any], options: Mapping[str, Any]) -
     given = {name: int(one["index"]) for name, one in named.items() if one["dtype"].__name__ in _NUMBERS}
     if not given or len(set(given.values())) != len(given):
         raise _unsupported(f"it gives no floating-point output, or one twice; it has {', '.join(named) or 'none'}")
-    called = options.get("output_names", {})
-    is_said = isinstance(called, dict) and all(isinstance(name, str) and name for name in called.values())
-    if not is_said or not set(called) <= set(given):
-        detail = f"the option output_names is to say what some of {', '.join(given)} shall be called; it is {called!r}"
-        raise Undecodable("option_invalid", detail[:300])
-    renamed = {str(called.get(name, name)): index for name, index in given.items()}
-    if len(renamed) != len(given):
-        raise Undecodable("option_invalid", f"the option output_names gives two outputs one name: {called!r}"[:300])
-    return renamed
+    return dict(zip(stated_output_names(options, list(given)), given.values(), strict=True))
 
 
 def _unsupported(detail: str) -> Undecodable:

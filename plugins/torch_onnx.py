@@ -27,10 +27,12 @@ from mmserver import (
     Undecodable,
     archive_names,
     content_from_graph,
+    graph_from_program,
     hookimpl,
     model_file_from_onnx,
     probe_rows,
     probes_from_outputs,
+    stated_output_names,
 )
 
 CODE_GROUP = "mmserver.model_code"
@@ -123,17 +125,7 @@ def _exported(source: ModelSource, network: Any, program: Any, shape: tuple[int,
 
     with _without_onednn():
         names = _output_names(source.options, network(torch.zeros(2, *shape)))
-    exported = torch.onnx.export(
-        program,
-        (),
-        dynamo=True,
-        verbose=False,
-        opset_version=OPSET,
-        input_names=[INPUT],
-        output_names=names,
-        external_data=False,
-    )
-    return _model_file(source, network, exported.model_proto, shape=shape, names=names, what=what)
+    return _model_file(source, network, graph_from_program(program, names), shape=shape, names=names, what=what)
 
 
 def _model_file(
@@ -170,16 +162,13 @@ def _input_shape(options: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _output_names(options: Mapping[str, Any], found: Any) -> list[str]:
-    """Those given; else the keys of a dict; else `output`, which says nothing of what it means."""
+    """By the keys of a dict, else `output`, which says nothing of what it means; or as the option calls them."""
     n_outputs = len(_tensors(found))
-    given = options.get("output_names")
-    if given is None and isinstance(found, dict):
-        return [str(name) for name in found]
-    if given is None:
-        return [OUTPUT] if n_outputs == 1 else [f"{OUTPUT}_{number}" for number in range(n_outputs)]
-    if not isinstance(given, list | tuple) or len(given) != n_outputs or not all(type(n) is str and n for n in given):
-        raise Undecodable("option_invalid", f"the option output_names is to name {n_outputs} outputs; it is {given!r}")
-    return list(given)
+    if isinstance(found, dict):
+        own = [str(name) for name in found]
+    else:
+        own = [OUTPUT] if n_outputs == 1 else [f"{OUTPUT}_{number}" for number in range(n_outputs)]
+    return stated_output_names(options, own)
 
 
 def _tensors(found: Any) -> list[Any]:

@@ -45,19 +45,26 @@ def onnx_from_torch(module: Any, input_shape: Sequence[int]) -> bytes:
             n_outputs = len(_tensors(module(example)))
             rows = {0: torch.export.Dim("batch")}
             program = torch.export.export(module, (example,), dynamic_shapes=(rows,), strict=False)
-            exported = torch.onnx.export(
-                program,
-                (),
-                dynamo=True,
-                opset_version=OPSET,
-                external_data=False,
-                input_names=[INPUT_NAME],
-                output_names=output_names(n_outputs),
-                verbose=False,
-            )
+            graph = graph_from_program(program, output_names(n_outputs))
         except Exception as error:  # tracing runs the module's own code
             raise NotConvertible(target="onnx", reason=_reason(error)) from error
-    return content_from_graph(exported.model_proto)
+    return content_from_graph(graph)
+
+
+def graph_from_program(program: Any, names: Sequence[str]) -> Any:
+    """A `torch.export` program as an `onnx.ModelProto` with its weights inside, its outputs under these names."""
+    torch = import_torch()
+    exported = torch.onnx.export(
+        program,
+        (),
+        dynamo=True,
+        opset_version=OPSET,
+        external_data=False,
+        input_names=[INPUT_NAME],
+        output_names=list(names),
+        verbose=False,
+    )
+    return exported.model_proto
 
 
 def torch_outputs(module: Any, rows: FloatRows) -> list[FloatRows]:

@@ -103,6 +103,23 @@ def stated_classes(options: Mapping[str, Any], widths: Mapping[str, int]) -> lis
     return given
 
 
+def stated_output_names(options: Mapping[str, Any], own: Sequence[str]) -> list[str]:
+    """What the outputs are called, in their order: as the option `output_names` calls them (own name → name), else by their own.
+
+    Raises:
+        Undecodable: option_invalid: it is no mapping of outputs that there are to texts, or two would have one name.
+    """
+    called = options.get("output_names", {})
+    is_said = isinstance(called, dict) and all(isinstance(name, str) and name.strip() for name in called.values())
+    if not is_said or not set(called) <= set(own):
+        detail = f'the option output_names is to say what some of {", ".join(own)} shall be called, as {{"{own[0]}": "probabilities"}}'
+        raise Undecodable("option_invalid", f"{detail}; it is {called!r}"[:300])
+    names = [str(called.get(name, name)) for name in own]
+    if len(set(names)) != len(names):
+        raise Undecodable("option_invalid", f"the option output_names gives two outputs one name: {called!r}"[:300])
+    return names
+
+
 def _tried(
     session: "onnxruntime.InferenceSession", signature: Signature, rows: FloatRows, *, is_adaptive: bool
 ) -> float | None:

@@ -45,7 +45,9 @@ def test_a_torch_network_is_exported_and_a_whole_one_refused(
     torch.manual_seed(0)
     network, file = namespace["Net"](), io.BytesIO()
     torch.save(network.state_dict(), file)
-    check_agrees(read("a.pt", file.getvalue(), code="nets:Net", input_shape=[6, 4], output_names=["probabilities"]))
+    check_agrees(
+        read("a.pt", file.getvalue(), code="nets:Net", input_shape=[6, 4], output_names={"output": "probabilities"})
+    )
     damaged = io.BytesIO()
     torch.save({"network": torch.nn.Linear(4, 1)}, damaged)
     with pytest.raises(ArtifactInvalid, match="forbidden_global"):

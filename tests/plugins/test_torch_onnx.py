@@ -113,7 +113,7 @@ def test_a_state_dict_with_its_code_agrees_with_torch(
 
 def test_a_function_may_make_the_network(read_model: Callable[..., Any], nets: Any) -> None:
     weights = saved({"epoch": 3, "model": nets.Net().state_dict()})
-    options = {"code": "nets:made", "input_shape": SHAPE, "state_key": "model", "output_names": ["logits"]}
+    options = {"code": "nets:made", "input_shape": SHAPE, "state_key": "model", "output_names": {"output": "logits"}}
     assert list(read_model("torch", weights, **options).probes.outputs) == ["logits"]
 
 
@@ -174,7 +174,9 @@ def test_a_branch_on_the_numbers_of_a_row_is_refused_not_frozen(read_model: Call
         pytest.param({"code": "nets:Net", "kwargs": [1], "input_shape": SHAPE}, "kwargs", id="kwargs-list"),
         pytest.param({"code": "nets:Net", "input_shape": SHAPE, "state_key": "x"}, "state_key", id="no-such-key"),
         pytest.param(
-            {"code": "nets:Net", "input_shape": SHAPE, "output_names": ["a", "b"]}, "name 1 outputs", id="two-names"
+            {"code": "nets:Net", "input_shape": SHAPE, "output_names": ["a"]},
+            "what some of output shall be called",
+            id="list-of-names",
         ),
     ],
 )
