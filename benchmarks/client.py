@@ -22,7 +22,7 @@ from benchmarks.data_dirs import make_data_dir
 from benchmarks.measuring import Goal, machine, median, percentile, print_goals, print_table
 from benchmarks.servers import SMOKE_OPTIONS, mmserver, wait_until_idle
 from benchmarks.subject import MODEL_NAME, Subject, make_subject
-from mmserver.client import ModelClient, SyncModelClient
+from mmserver.client import ModelClient, SyncModelClient, Timeouts
 from mmserver.client.calls import Call
 from mmserver.client.inference import infer
 from mmserver.client.predicting import batch_predict, predict
@@ -30,6 +30,8 @@ from mmserver.client.predicting import batch_predict, predict
 N_CALLS, SMOKE_CALLS = 2_000, 30
 N_WARM_UP = 20
 GOAL = 1.3
+TIMEOUTS = Timeouts(connect_s=60.0, read_s=60.0, total_s=60.0)
+"""The model is loaded at its first prediction, on however busy a machine."""
 BATCH = 32
 
 
@@ -85,7 +87,7 @@ def _kinds(subject: Subject, factors: tuple[str, ...]) -> list[Asked]:
 
 def _proven_factors(url: str, subject: Subject) -> tuple[str, ...]:
     """The model's factors. Raises SystemExit if what is measured is not what XGBoost predicts."""
-    client = SyncModelClient(url)
+    client = SyncModelClient(url, timeouts=TIMEOUTS)
     found = client.infer(f"{MODEL_NAME}.{subject.symbol}", subject.rows, outputs=["prediction"]).outputs["prediction"]
     factors = client.get_symbol(MODEL_NAME, subject.symbol).factors
     client.cleanup()
@@ -102,7 +104,11 @@ def _bare(url: str, asked: Asked) -> dict[str, Any]:
 
 
 def _sync(url: str, asked: Asked, n_calls: int) -> Times:
-    client, bare, request = SyncModelClient(url), httpx.Client(trust_env=False), _bare(url, asked)
+    client, bare, request = (
+        SyncModelClient(url, timeouts=TIMEOUTS),
+        httpx.Client(trust_env=False, timeout=60.0),
+        _bare(url, asked),
+    )
     ours: list[float] = []
     theirs: list[float] = []
     with bare:
@@ -121,10 +127,10 @@ def _sync(url: str, asked: Asked, n_calls: int) -> Times:
 
 
 async def _async(url: str, asked: Asked, n_calls: int) -> Times:
-    client, request = ModelClient(url), _bare(url, asked)
+    client, request = ModelClient(url, timeouts=TIMEOUTS), _bare(url, asked)
     ours: list[float] = []
     theirs: list[float] = []
-    async with httpx.AsyncClient(trust_env=False) as bare:
+    async with httpx.AsyncClient(trust_env=False, timeout=60.0) as bare:
         for number in range(N_WARM_UP + n_calls):
             begun = time.perf_counter()
             await client.call(asked.describe())
