@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from mmserver.catalog.publishing import GroupContent, GroupFile, store_group, st
 from mmserver.catalog.registering import check_name
 from mmserver.catalog.store import Store
 from mmserver.conversion.worker import GROUP_KEY
-from mmserver.errors import RequestInvalid, VersionTaken
+from mmserver.errors import ModelChanged, RequestInvalid, VersionTaken
 from mmserver.formats import Event, ModelFormat, ModelSource
 from mmserver.registry.changes import announce, serve_what_is_due, touch_model
 from mmserver.registry.fields import (
@@ -116,7 +117,27 @@ def register_version(
         store.reload_model(new.model_name)  # another process may have registered it just now
         return _registered_before(new, known, only_content)
     # Reading may take minutes, and nobody's promotion waits for it.
-    ingested = None if is_stored else reader.read(new.source, claim, factors=new.factors, info=dict(new.info))
+    read = partial(reader.read, new.source, claim, factors=new.factors, info=dict(new.info))
+    keep = partial(_keep, store, new, claim, content_sha256, by=by, only_content=only_content)
+    if not is_stored:
+        return keep(read())
+    try:
+        return keep(None)
+    except ModelChanged:  # the last version that had this content was removed meanwhile
+        return keep(read())
+
+
+def _keep(
+    store: Store,
+    new: NewVersion,
+    claim: ModelFormat,
+    content_sha256: str,
+    ingested: IngestedGroup | None,
+    *,
+    by: Actor,
+    only_content: bool,
+) -> Registered:
+    """As `register_version`. Raises ModelChanged where what was not read, because it was stored, is not stored any more."""
     content = _group_content(new.source, content_sha256, ingested)
     with store.changing(new.model_name):
         events: list[Event] = []

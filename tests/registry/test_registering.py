@@ -221,6 +221,26 @@ def test_the_same_registered_at_once_by_two_is_registered_once(bench: Any, open_
     assert predicted(bench, None) == ("1.0.0", expected(bench, 0))
 
 
+def test_content_that_is_removed_while_it_is_registered_under_another_label_is_read_again(
+    bench: Any, open_bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.register("1.0.0", 1)
+    bench.register("1.1.0", 0)
+    other, changing = open_bench(), type(bench.store).changing
+
+    def changing_late(store: Any, model_name: str) -> Any:
+        """Another process removes the only version with that content, just before the first change here."""
+        monkeypatch.undo()
+        delete_version(other.store, "hybrid", "1.1.0", TEST)
+        return changing(store, model_name)
+
+    monkeypatch.setattr(type(bench.store), "changing", changing_late)
+    registered = bench.register("1.2.0", 0)
+    assert (registered.is_new, bench.reader.n_reads) == (True, 3)
+    assert [version.label for version in list_versions(bench.store, "hybrid")] == ["1.2.0", "1.0.0"]
+    assert predicted(bench, None) == ("1.2.0", expected(bench, 0))
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------------
 
 
