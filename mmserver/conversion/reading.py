@@ -1,6 +1,7 @@
 """Reading registered models in guarded processes: one for each set of libraries, started when needed, ended when idle."""
 
 import importlib.util
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ IDLE_S = 60.0
 START_TIMEOUT_S = 115.0
 """For the imports of heavy libraries and their warm-up: torch takes 8 s on an idle core, 25 s on a busy one (measured)."""
 HANDLERS = "mmserver.conversion.worker:handlers"
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -77,6 +79,7 @@ class ModelReader:
             except WorkerCrashed as error:
                 how = error.values["how"]
                 detail = "the process that read it died"
+                log.warning("reading %s as %s: %s: %s", source.file_name, claim.name, detail, how)
                 raise ArtifactInvalid(file=source.file_name, reason=f"crashed({how})", detail=detail) from error
             except Undecodable as error:  # a plugin left by what is no Exception, such as SystemExit
                 raise ArtifactInvalid(file=source.file_name, reason=error.reason, detail=error.detail) from error
