@@ -175,9 +175,7 @@ def retire(settings: Settings, name: str, version: str, as_json: bool) -> None:
 
 @registry.command()
 @click.argument("name")
-@click.option(
-    "--from", "from_label", metavar="VERSION", help="Only if this is in production, so that a repeat changes nothing."
-)
+@click.option("--from", "from_label", metavar="VERSION", help="Only from this version: sent twice, it goes back once.")
 @with_settings()
 @json_option
 def rollback(settings: Settings, name: str, from_label: str | None, as_json: bool) -> None:
