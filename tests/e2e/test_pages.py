@@ -28,6 +28,7 @@ REGISTRY = "/api/ml/registry/models"
 FACTORS = ("mom_1h", "vol_1d", "spread", "rsi_14", "gap")
 PHONE = {"width": 375, "height": 800}
 DESKTOP = {"width": 1280, "height": 900}
+LONG_NAME, LONG_LABEL = "a" * 64, f"1.0.0-rc.{'x' * 50}"
 PAGES = {
     "models": "/ui/",
     "models filtered": "/ui/?q=nothing-is-named-so",
@@ -48,6 +49,8 @@ PAGES = {
     "promote": "/ui/models/hybrid/versions/1.10.0/stage?to=Production",
     "retire what is in production": "/ui/models/hybrid/versions/1.9.0/stage?to=Archived",
     "edit": "/ui/models/hybrid/versions/1.0.0/edit",
+    "long names": f"/ui/models/{LONG_NAME}/versions/{LONG_LABEL}",
+    "edit with long names": f"/ui/models/{LONG_NAME}/versions/{LONG_LABEL}/edit",
     "optimise": "/ui/models/net/versions/1.0.0/optimize",
     "delete": "/ui/models/hybrid/versions/2.0.0-rc.1/delete",
     "delete what is in production": "/ui/models/hybrid/versions/1.9.0/delete",
@@ -129,6 +132,7 @@ def fill_registry(server: Any, artifacts: Any) -> None:
     for version in ("1.0.0", "1.9.0"):
         assert server.client.post(f"{REGISTRY}/hybrid/{version}/promote").status_code == 200
     assert server.client.put(f"{REGISTRY}/hybrid/1.10.0/stage", json={"stage": "Staging"}).status_code == 200
+    register(server, LONG_NAME, LONG_LABEL, artifacts.texts[0], tags=json.dumps({"تسمية": "قيمة", "标签": "值" * 50}))
     content = onnx_graphs.saved(onnx_graphs.recurrent())
     register(server, "net", "1.0.0", content, "model.onnx", metrics='{"f1": 0.61}')
     made = server.client.post(
@@ -162,6 +166,7 @@ def open_page(browser: Any, address: Callable[[str], str]) -> Iterator[Callable[
 
     def open_(name: str, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": DESKTOP, **options})
+        context.set_default_timeout(120_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -318,6 +323,7 @@ def test_a_file_over_the_limit_is_refused_by_a_page_and_what_was_typed_is_still_
     server = servers.start(MMSERVER_MAX_ARTIFACT_BYTES="1MiB")
     (tmp_path / "model.json").write_bytes(b" " * size)
     context = browser.new_context(java_script_enabled=False)
+    context.set_default_timeout(120_000)
     page = context.new_page()
     page.goto(f"{server.url}/ui/register")
     page.get_by_label("Version", exact=True).fill("1.0.0")
@@ -361,6 +367,7 @@ def test_another_sites_page_cannot_roll_back(browser: Any, site: Any, tmp_path: 
     )
     (tmp_path / "evil.html").write_text(form)
     context = browser.new_context()
+    context.set_default_timeout(120_000)
     page = context.new_page()
     page.goto((tmp_path / "evil.html").as_uri())
     page.get_by_role("button").click()
