@@ -120,6 +120,7 @@ def registry_bodies(client: httpx.Client, root: str, factors: list[str]) -> dict
     new = {"name": "hybrid", "version": "1.2.0", "path": path, "metrics": {"ic": 0.036}, "factors": factors, **said}
     return {
         "register_version": new,
+        "rollback_registry_model": {"from": "1.1.0"},
         "set_registry_stage": {"stage": "Staging"},
         "describe_registry_version": {"description": "The same with better factors", "tags": {"desk": "equity"}},
         "update_registry_metrics": {"metrics": {"sharpe": 1.4, "ic": None}},
