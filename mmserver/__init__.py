@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mmserver.inert import records as records
     from mmserver.inert import to_jsonable as to_jsonable
     from mmserver.inert.archives import archive_names as archive_names
+    from mmserver.inert.likeness import likeness as likeness
     from mmserver.trees.document import document_from_bytes as document_from_bytes
     from mmserver.trees.document import document_from_snapshot as document_from_snapshot
     from mmserver.trees.model_file import model_file_from_document as model_file_from_document
@@ -85,6 +86,7 @@ TOOLS = {
     "document_from_bytes": ("mmserver.trees.document", "document_from_bytes"),
     "document_from_snapshot": ("mmserver.trees.document", "document_from_snapshot"),
     "graph_from_program": ("mmserver.conversion.exporting", "graph_from_program"),
+    "likeness": ("mmserver.inert.likeness", "likeness"),
     "model_file_from_document": ("mmserver.trees.model_file", "model_file_from_document"),
     "model_file_from_onnx": ("mmserver.graphs.model_file", "model_file_from_onnx"),
     "onnx_predictor": ("mmserver.graphs.predictor", "onnx_predictor"),

@@ -11,6 +11,7 @@ from mmserver import (
     Undecodable,
     content_from_graph,
     hookimpl,
+    likeness,
     model_file_from_onnx,
     probe_rows_at_splits,
     probes_from_outputs,
@@ -37,7 +38,7 @@ def read_catboost(source: ModelSource) -> ModelFile:
 
     if not source.content.startswith(b"CBM1"):
         detail = "a .cbm file is expected: model.save_model('model.cbm'); an .onnx of CatBoost's is an ONNX model"
-        raise Undecodable("wrong_type", detail)
+        raise Undecodable("wrong_type", f"{detail}; this is {likeness(source.content)}")
     if len(source.content) < 8 + int.from_bytes(
         source.content[4:8], "little"
     ):  # CatBoost itself would read beyond the end

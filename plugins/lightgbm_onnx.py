@@ -1,6 +1,7 @@
 """LightGBM models, as text or in a pickle that is not run, made into an ONNX tree ensemble that computes in double precision as LightGBM does."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmserver import (
     content_from_graph,
     decode_pickle,
     hookimpl,
+    likeness,
     model_file_from_onnx,
     probe_rows_at_splits,
     probes_from_outputs,
@@ -26,6 +28,8 @@ BOOSTER = "lightgbm.basic.Booster"
 IDENTITY = ("regression", "regression_l1", "huber", "fair", "quantile", "mape", "lambdarank", "rank_xendcg")
 EXPONENTIAL = ("poisson", "gamma", "tweedie")
 LOGISTIC = ("binary", "cross_entropy")
+_EXPECTED = "a LightGBM model is expected: its text, save_model('model.txt'), or a pickle of a fitted one"
+_PICKLE_OR_COMPRESSED = re.compile(rb"\x80|\x78|\x1f\x8b|BZh|\xfd7zXZ|\x5d\x00|\x04\x22\x4d\x18")
 _ABSOLUTE = _RELATIVE = 1e-6
 _ZERO, _INFINITY = 1.0000000180025095e-35, 1e300
 _ML_OPSET, _OPSET = 3, 18
@@ -70,6 +74,8 @@ def _model_text(content: bytes) -> tuple[str, int | None, Any]:
     """(the text, how many iterations are used, the classes), of a text file or of a pickled Booster or scikit-learn wrapper."""
     if content[:5] == b"tree\n" or content[:6] == b"tree\r\n":
         return _checked(content.decode("utf-8")), None, None
+    if not _PICKLE_OR_COMPRESSED.match(content):
+        raise Undecodable("wrong_type", f"{_EXPECTED}; this is {likeness(content)}")
     value = decode_pickle(content)
     classes = None
     if isinstance(value, records.Instance) and value.global_name.startswith("lightgbm.sklearn."):
@@ -77,7 +83,7 @@ def _model_text(content: bytes) -> tuple[str, int | None, Any]:
         classes = to_jsonable(state["_classes"]) if state.get("_classes") is not None else None
         value = state.get("_Booster")
     if not isinstance(value, records.Instance) or value.global_name != BOOSTER or not isinstance(value.state, dict):
-        raise Undecodable("wrong_type", "a LightGBM model is expected: its text, or a pickle of a fitted one")
+        raise Undecodable("wrong_type", f"{_EXPECTED}; this is {likeness(content)}")
     text = value.state.get("_handle", value.state.get("handle"))  # before version 4
     if not isinstance(text, str):
         raise Undecodable("malformed", "the pickled Booster has no text")

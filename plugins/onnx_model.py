@@ -12,13 +12,17 @@ from mmserver import (
     ModelFormat,
     ModelSource,
     Predictor,
+    Undecodable,
     hookimpl,
+    likeness,
     model_file_from_onnx,
     onnx_predictor,
     stated_classes,
 )
 
 KIND = "onnx"
+_BEGINNINGS = tuple(bytes([field]) for field in (0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72, 0xA2, 0xCA))
+"""Of the fields that a graph in protobuf may have first."""
 
 
 def parse_model_onnx(artifact: Artifact) -> ModelFile:
@@ -28,6 +32,8 @@ def parse_model_onnx(artifact: Artifact) -> ModelFile:
 
 def read_onnx(source: ModelSource) -> ModelFile:
     """A graph, and the weights beside it that it names; `objective` and `classes` say what its outputs mean, where it does not."""
+    if source.content[:1] not in _BEGINNINGS:
+        raise Undecodable("wrong_type", f"an ONNX graph is expected; this is {likeness(source.content)}")
     others = {name: data for name, data in source.files.items() if name != source.file_name}
     options = source.options
     file = model_file_from_onnx(

@@ -18,6 +18,7 @@ from mmserver import (
     document_from_bytes,
     document_from_snapshot,
     hookimpl,
+    likeness,
     model_file_from_document,
     records,
     scikit_learn_attributes,
@@ -25,6 +26,10 @@ from mmserver import (
 )
 
 BOOSTER = "xgboost.core.Booster"
+_EXPECTED = "an XGBoost model is expected: JSON or UBJSON of save_model, or a pickle"
+_PICKLES = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22\x4d\x18")
+"""How pickles begin, and those that joblib compressed."""
+_OF_CATBOOST = b'"features_info"'
 QUANTILE_COLUMNS = ("symbol", "medium_notional_threshold", "large_notional_threshold")
 
 
@@ -47,7 +52,7 @@ def parse_model(artifact: Artifact) -> ModelFile:
         return model_file_from_document(document_from_snapshot(_handle(value)), uses_best_iteration=False)
     if not value.global_name.startswith("xgboost."):
         detail = f"{_named(value)}: only XGBoost models can be given as XGBoost JSON; what stands around the trees would be lost"
-        raise Undecodable("unsupported", detail)
+        raise Undecodable("unsupported", f"{detail}; this is {likeness(artifact.data)}")
     state = value.state if isinstance(value.state, dict) else {}
     booster = state.get("_Booster")
     if not isinstance(booster, records.Instance) or booster.global_name != BOOSTER:
@@ -64,6 +69,10 @@ def parse_model(artifact: Artifact) -> ModelFile:
 def read_xgboost(source: ModelSource) -> ModelFile:
     """What XGBoost saved, as JSON or UBJSON, or a pickle of one of its models, told apart by how they begin."""
     data = source.content
+    if not data.startswith((b"{", *_PICKLES)) or (
+        data.startswith(b"{") and (b"learner" not in data or _OF_CATBOOST in data)
+    ):
+        raise Undecodable("wrong_type", f"{_EXPECTED}; this is {likeness(data)}")
     if not data.startswith(b"{"):
         return parse_model(Artifact(name=source.file_name, group_key="", data=data))
     document = document_from_bytes(data)

@@ -23,6 +23,7 @@ from mmserver import (
     archive_names,
     content_from_graph,
     hookimpl,
+    likeness,
     model_file_from_onnx,
     probe_rows,
     probe_rows_at_splits,
@@ -35,6 +36,9 @@ PREDICTION, PROBABILITIES, SCORES = "prediction", "probabilities", "scores"
 _ABSOLUTE = _RELATIVE = 1e-5
 _INNER_PARTS = re.compile(r"sklearn\.[\w.]+\.([A-Z]\w*|newObj)")
 """Classes of scikit-learn that skops leaves to the reader's judgement: forged, they crash the guarded process at worst."""
+_EXPECTED = "a scikit-learn model is expected: skops.io.dump(model, 'model.skops')"
+_PICKLE_OR_COMPRESSED = re.compile(rb"\x80|\x78|\x1f\x8b|BZh|\xfd7zXZ|\x5d\x00|\x04\x22\x4d\x18")
+_HEAD_BYTES = 1 << 12
 _N_TREES = 8
 _STEADY_SCALERS = ("MaxAbsScaler", "MinMaxScaler", "RobustScaler", "StandardScaler")
 _SCALERS = (*_STEADY_SCALERS, "PowerTransformer", "QuantileTransformer")
@@ -85,15 +89,21 @@ def read_sklearn(source: ModelSource) -> ModelFile:
 
 
 def _loaded(source: ModelSource) -> Any:
-    if archive_names(source.content):
+    names = archive_names(source.content)
+    if names and "schema.json" not in names:
+        raise Undecodable("wrong_type", f"{_EXPECTED}; this is {likeness(source.content)}")
+    if names:
         return _from_skops(source.content)
+    if not _PICKLE_OR_COMPRESSED.match(source.content):
+        raise Undecodable("wrong_type", f"{_EXPECTED}; this is {likeness(source.content)}")
     if source.may_unpickle:
         return _unpickled(source.content)
     detail = (
         "a pickle would run as code; save the model with skops: skops.io.dump(model, 'model.skops'), or have pickles run in the "
         "guarded process: MMSERVER_ALLOW_UNPICKLING=sklearn, where `mmserver doctor` finds the guard whole"
     )
-    raise Undecodable("unsupported", detail)
+    foreign = re.search(rb"(catboost|lightgbm|xgboost)\.", source.content[:_HEAD_BYTES])
+    raise Undecodable("unsupported", f"this is {likeness(source.content)}" if foreign else detail)
 
 
 def _from_skops(content: bytes) -> Any:

@@ -24,6 +24,7 @@ from mmserver import (
     Probes,
     Undecodable,
     hookimpl,
+    likeness,
     probe_rows,
     stated_classes,
     stated_output_names,
@@ -95,7 +96,10 @@ def check_structure(content: bytes) -> None:
     from ai_edge_litert import schema_py_generated as schema
 
     if content[4:8] != IDENTIFIER:
-        raise Undecodable("wrong_type", "it is no TensorFlow Lite model; those have TFL3 after their first four bytes")
+        raise Undecodable(
+            "wrong_type",
+            f"a TensorFlow Lite model is expected, with TFL3 after its first four bytes; this is {likeness(content)}",
+        )
     names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     model = schema.Model.GetRootAs(content)
     operators = []

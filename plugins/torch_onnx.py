@@ -29,6 +29,7 @@ from mmserver import (
     content_from_graph,
     graph_from_program,
     hookimpl,
+    likeness,
     model_file_from_onnx,
     probe_rows,
     probes_from_outputs,
@@ -45,6 +46,7 @@ _SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _SYMBOLIC = re.compile(
     r"[su]\d+|Symbol|Integer|Mul|Add|Mod|Max|Min|FloorDiv|positive|integer|nonnegative|True|False|\d+"
 )
+_EXPECTED = "a PyTorch model is expected: torch.save(model.state_dict(), 'model.pt'), or a program of torch.export.save"
 _ABSOLUTE = _RELATIVE = 1e-5
 
 
@@ -53,6 +55,10 @@ def read_torch(source: ModelSource) -> ModelFile:
     import torch
 
     names = archive_names(source.content)  # torch checks no checksum; none of a file of torch before 1.6
+    if not names and not source.content.startswith(b"\x80"):
+        raise Undecodable("wrong_type", f"{_EXPECTED}; this is {likeness(source.content)}")
+    if "schema.json" in names or "config.json" in names:
+        raise Undecodable("wrong_type", f"{_EXPECTED}; this is {likeness(source.content)}")
     with torch.no_grad(), _quiet():
         if any(name.endswith("/archive_format") or name.startswith("archive_format") for name in names):
             return _from_program(source, _loaded_program(source.content))
