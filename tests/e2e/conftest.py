@@ -4,14 +4,16 @@ import http.client
 import json
 import os
 import pickle
+import random
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import pytest
 
 COMMAND = Path(sys.executable).with_name("mmserver")
 FACTORS = ("mom_1h", "vol_1d", "spread", "rsi_14", "gap")
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 N_MODELS = 3
 
 FAST = {
@@ -35,13 +37,23 @@ FAST = {
 """So that tests wait for fractions of a second where an operator waits for seconds."""
 
 
+def find_free_port() -> int:
+    """One that the system will give to nobody who asks for any."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ours = [port for port in range(10_000, 65_536) if not first <= port <= last]
+    while True:
+        with suppress(OSError), socket.create_server(("127.0.0.1", random.SystemRandom().choice(ours))) as tried:
+            port: int = tried.getsockname()[1]
+            return port
+
+
 def environment(**environ: str) -> dict[str, str]:
     """This process's environment without anybody's settings, and the given ones."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MMSERVER_", "MODEL_M"))}
     return {**inherited, **environ}
 
 
-def wait_until(is_so: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+def wait_until(is_so: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
     """Whatever true value `is_so` gives within the time; looks again every 20 ms."""
     deadline = time.monotonic() + timeout_s
     while not (found := is_so()):
@@ -97,6 +109,13 @@ class Server:
         """The model as it stands in the list."""
         return self.get(f"/api/models/{model_name}")
 
+    def see_what_was_sent(self) -> None:
+        """Return once its I/O thread has read whatever was sent to it before, by anybody; for one worker."""
+        for _ in range(2):  # the first may be read in one turn with the others, and before them
+            with socket.create_connection(("127.0.0.1", self.port), timeout=60) as client:
+                client.sendall(b"nonsense\r\n\r\n")  # which that thread answers by itself
+                assert client.recv(65536).startswith(b"HTTP/1.0 400 ")
+
     def query(self, statement: str, *values: Any) -> list[Any]:
         """Rows from the database, read beside the running server."""
         with closing(sqlite3.connect(f"file:{self.data_dir}/state.db?mode=ro", uri=True)) as connection:
@@ -112,7 +131,7 @@ class Server:
         self.process.kill()
         self.process.wait()
 
-    def stop(self, timeout_s: float = 30.0) -> int:
+    def stop(self, timeout_s: float = 60.0) -> int:
         """SIGTERM; the exit code."""
         self.process.terminate()
         return self.process.wait(timeout_s)
@@ -267,6 +286,12 @@ def until() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def free_port() -> Callable[[], int]:
+    """`find_free_port`, for tests."""
+    return find_free_port
+
+
+@pytest.fixture
 def mmserver(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """`mmserver …` in a process of its own, which must succeed unless `check=False`."""
 
@@ -288,8 +313,11 @@ def mmserver(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"
 
 
 SLOW_MODEL = """
+import os
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from mmserver import Artifact, ArtifactFormat, FloatRows, ModelFile, Predictor, hookimpl
 
@@ -312,6 +340,8 @@ class SlowSum:
 
     def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
         time.sleep(0.1)
+        while Path(__file__).with_name("hold").exists():
+            time.sleep(0.01)
         return {"prediction": rows.sum(axis=1, keepdims=True)}
 
 
@@ -323,6 +353,14 @@ def mmserver_formats() -> list[ArtifactFormat]:
 @hookimpl
 def mmserver_load_predictor(model: ModelFile) -> Predictor | None:
     return SlowSum() if model.kind == "slow_sum" else None
+
+
+if "GRACE_S" in os.environ and "mmserver.server.process" in sys.modules:
+    sys.modules["mmserver.server.process"].GRACE_S = float(os.environ["GRACE_S"])
+"""
+"""A model that takes a tenth of a second, and, while there is a file `hold` beside it, as long as there is.
+
+`GRACE_S` is how long a server that ends waits for what it has not answered yet.
 """
 
 
@@ -341,7 +379,6 @@ class Seen:
     """One answer to one client."""
 
     status: int
-    took_s: float
     headers: Any
     body: Any
 
@@ -350,21 +387,31 @@ class KeptClient:
     """One connection that is kept."""
 
     def __init__(self, port: int) -> None:
-        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def ask(self, method: str, path: str, body: Any = None) -> Seen:
         """Send one request and read its answer; JSON both."""
-        began = time.monotonic()
+        self.send(method, path, body)
+        return self.read()
+
+    def send(self, method: str, path: str, body: Any = None) -> None:
         content = body if body is None or isinstance(body, bytes) else json.dumps(body)
         self.connection.request(method, path, content, {"Content-Type": "application/json"})
+
+    def read(self) -> Seen:
         answer = self.connection.getresponse()
         read = answer.read()
         is_json = "json" in answer.headers.get("Content-Type", "")
-        return Seen(answer.status, time.monotonic() - began, answer.headers, json.loads(read) if is_json else read)
+        return Seen(answer.status, answer.headers, json.loads(read) if is_json else read)
+
+    def send_prediction(self) -> None:
+        """Ask the slow model; `read` waits for its answer."""
+        self.send("POST", "/predict", SlowRequest.body)
 
     def predict(self) -> Seen:
-        """Ask the slow model."""
-        return self.ask("POST", "/predict", SlowRequest.body)
+        """Ask the slow model, and wait."""
+        self.send_prediction()
+        return self.read()
 
 
 @pytest.fixture
@@ -387,22 +434,39 @@ def clients_of() -> Iterator[Callable[..., list[KeptClient]]]:
         client.connection.close()
 
 
-@pytest.fixture
-def slow_server(servers: Servers, tmp_path: Path) -> StartServer:
-    """Starts a server with a model that takes a tenth of a second."""
-    (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins/slow_sums.py").write_text(SLOW_MODEL)
-    (tmp_path / "artifacts").mkdir()
-    (tmp_path / "artifacts/ONEUSDT_ret_5d_slow.txt").write_text("x")
+class SlowServers:
+    """Starts servers with a model that takes a tenth of a second, and as long as it is held."""
 
-    def start(*flags: str, **environ: str) -> Server:
-        server = servers.start("--plugins-dir", tmp_path / "plugins", *flags, **environ)
-        server.register("slow", tmp_path / "artifacts")
+    def __init__(self, servers: Servers, directory: Path) -> None:
+        self._servers = servers
+        self._directory = directory
+        (directory / "plugins").mkdir()
+        (directory / "plugins/slow_sums.py").write_text(SLOW_MODEL)
+        (directory / "artifacts").mkdir()
+        (directory / "artifacts/ONEUSDT_ret_5d_slow.txt").write_text("x")
+
+    def __call__(self, *flags: str, **environ: str) -> Server:
+        server = self._servers.start("--plugins-dir", self._directory / "plugins", *flags, **environ)
+        server.register("slow", self._directory / "artifacts")
         answer = server.client.post("/predict", content=SlowRequest.body, headers={"Content-Type": "application/json"})
         assert answer.json()["prediction"]["expected_return"] == 3.0
         return server
 
-    return start
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """No prediction of the model ends within the block."""
+        held = self._directory / "plugins/hold"
+        held.touch()
+        try:
+            yield
+        finally:
+            held.unlink()
+
+
+@pytest.fixture
+def slow_server(servers: Servers, tmp_path: Path) -> SlowServers:
+    """Starts a server with a model that takes a tenth of a second; `slow_server.hold()` holds it."""
+    return SlowServers(servers, tmp_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -254,6 +254,7 @@ def open_page(browser: Any, demo: Any) -> Iterator[Callable[..., Any]]:
 
     def open_(path: str, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": DESKTOP, **options})
+        context.set_default_timeout(120_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
@@ -275,7 +276,7 @@ DRAWN = {"/docs": "#operations-Prediction-predict", "/redoc": "[data-section-id=
 
 def drawn(page: Any, path: str) -> str:
     """The page's text, once it is drawn."""
-    page.locator(DRAWN[path]).wait_for(timeout=60_000)
+    page.locator(DRAWN[path]).wait_for(timeout=120_000)
     text: str = page.inner_text("body")
     return text
 

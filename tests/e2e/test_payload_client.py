@@ -161,7 +161,7 @@ def test_a_basic_client_of_the_standard_library_needs_nothing_else(server: Any, 
         headers={"Accept-Encoding": "gzip", "Authorization": "Basic " + base64.b64encode(b"bot:x").decode()},
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=30) as response:
+    with opener.open(request, timeout=60) as response:
         assert response.headers["Content-Encoding"] == "gzip"
         body = json.loads(gzip.decompress(response.read()))
     assert json.loads(body["payload"]["model_json"])["learner"]

@@ -5,7 +5,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def is_alive(pid: int) -> bool:
 
 def ask(server: Any, path: str) -> httpx.Response:
     """One GET over a connection of its own, so that any worker may answer it."""
-    return httpx.get(f"{server.url}{path}", trust_env=False, timeout=30)
+    return httpx.get(f"{server.url}{path}", trust_env=False, timeout=60)
 
 
 # --- one server -----------------------------------------------------------------------------------------------------------
@@ -48,10 +47,8 @@ def ask(server: Any, path: str) -> httpx.Response:
 
 def test_a_second_server_on_the_same_data_directory_ends_with_3_and_says_why(servers: Any, tmp_path: Path) -> None:
     first = servers.start(data_dir=tmp_path / "state")
-    begun = time.monotonic()
     second = servers.start(data_dir=tmp_path / "state", wait=False)
-    assert second.process.wait(20) == 3
-    assert time.monotonic() - begun < 5  # of which the interpreter's imports are most
+    assert second.process.wait(60) == 3
     assert f"another mmserver is using {tmp_path / 'state'}" in second.log
     assert "serving on" not in second.log
     assert first.client.get("/readyz").status_code == 200
@@ -61,7 +58,7 @@ def test_a_port_that_is_taken_ends_the_start_with_2_and_is_named(servers: Any, t
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = servers.start("--port", str(port), wait=False)
-        assert server.process.wait(20) == 2
+        assert server.process.wait(60) == 2
         assert f"--port {port}" in server.log
     assert not (tmp_path / "data 0/state.db").exists()
 
@@ -76,7 +73,7 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(servers: Any, artifac
     counted = threading.Semaphore(0)
 
     def ask_until_refused() -> None:
-        with httpx.Client(trust_env=False, timeout=30) as client:
+        with httpx.Client(trust_env=False, timeout=60) as client:
             while True:
                 try:
                     with client.stream("GET", url) as answer:
@@ -93,10 +90,10 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(servers: Any, artifac
     for client in clients:
         client.start()
     for _ in range(100):
-        counted.acquire(timeout=30)
+        counted.acquire(timeout=60)
     assert server.stop() == 0
     for client in clients:
-        client.join(30)
+        client.join(60)
     # A request that meets the closing of its idle connection, or waits unseen behind the closed door, was never accepted.
     unanswered = [outcome for outcome in outcomes if outcome != "200"]
     assert len(unanswered) <= len(clients)
@@ -105,20 +102,18 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_0(servers: Any, artifac
     )
 
 
-def test_sigterm_answers_a_request_that_is_being_worked_on(servers: Any, artifacts: Any, tmp_path: Path) -> None:
+def test_sigterm_answers_a_request_that_is_being_worked_on(
+    slow_server: Any, artifacts: Any, tmp_path: Path, until: Callable[..., Any]
+) -> None:
     for index in range(40):
-        artifacts.write(tmp_path / "artifacts", f"C{index:02}USDT_mid_chg_1m", index % 3)
-    server = servers.start()
+        artifacts.write(tmp_path / "many", f"C{index:02}USDT_mid_chg_1m", index % 3)
+    server = slow_server(GRACE_S="600")
     answers: list[int] = []
-    client = threading.Thread(
-        target=lambda: answers.append(server.register("alpha", tmp_path / "artifacts")["group_count"])
-    )
+    client = threading.Thread(target=lambda: answers.append(server.register("alpha", tmp_path / "many")["group_count"]))
     client.start()
-    until_reserved = time.monotonic() + 20
-    while not server.query("SELECT 1 FROM models") and time.monotonic() < until_reserved:
-        time.sleep(0.01)
+    until(lambda: server.query("SELECT 1 FROM models WHERE name = 'alpha'"), "the name is reserved")
     assert server.stop() == 0
-    client.join(30)
+    client.join(60)
     assert answers == [40]
 
 
@@ -130,32 +125,28 @@ def test_sigterm_answers_clients_that_wait_for_a_change(servers: Any, artifacts:
     etag = server.client.get(url).headers["ETag"].removeprefix('W/"').removesuffix('"')
     path = f"/api/models/alpha/model/BTCUSDT?wait=60&etag={etag}"
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(12)]
+    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(12)]
     for client in clients:
         client.sendall(request)
-    begun = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - begun < 8
-    for client in clients:
+    for client in clients:  # who was not told in time is cut off instead
         with client, client.makefile("rb") as file:
             answer = file.read()
         assert answer.startswith(b"HTTP/1.1 304 ")
         assert b"\r\nConnection: close\r\n" in answer
 
 
-def test_an_idle_connection_does_not_hold_up_the_end(servers: Any) -> None:
-    server = servers.start()
+def test_an_idle_connection_does_not_hold_up_the_end(slow_server: Any) -> None:
+    server = slow_server(GRACE_S="600")
     with socket.create_connection(("127.0.0.1", server.port)):
-        begun = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_ctrl_c_ends_it_as_sigterm_does(servers: Any, workers: str) -> None:
     server = servers.start("--workers", workers)
     os.killpg(server.process.pid, signal.SIGINT)
-    assert server.process.wait(20) == 0
+    assert server.process.wait(60) == 0
 
 
 WITHOUT_CALL_FILTER = """
@@ -179,7 +170,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 def test_no_server_starts_below_the_sandbox_level_that_is_required(servers: Any, tmp_path: Path, workers: str) -> None:
     before = (sys.executable, "-c", WITHOUT_CALL_FILTER)
     refused = servers.start("--workers", workers, before=before, wait=False, MMSERVER_REQUIRE_SANDBOX="partial")
-    assert refused.process.wait(30) == 2
+    assert refused.process.wait(60) == 2
     assert "MMSERVER_REQUIRE_SANDBOX: 'partial' is required, but this machine gives 'rlimits-only' (" in refused.log
     assert "seccomp: unavailable: " in refused.log
     assert "serving on" not in refused.log
@@ -212,19 +203,24 @@ def watcher(server: Any) -> int | None:
     return int(rows[0][0].removeprefix("pid ")) if rows else None
 
 
-def test_a_change_made_through_one_worker_is_seen_by_the_other_within_a_second(
-    pair: Any, artifacts: Any, tmp_path: Path
+def test_a_change_made_through_one_worker_is_seen_by_the_other_and_does_not_go_again(
+    pair: Any, artifacts: Any, tmp_path: Path, until: Callable[..., Any]
 ) -> None:
     artifacts.write(tmp_path / "more", "ETHUSDT_mid_chg_1m", 1)
     for round_ in range(5):
         name = f"beta-{round_}"
         pair.register(name, tmp_path / "more")
-        committed_at = time.monotonic()
-        missed_at = committed_at
-        while time.monotonic() - committed_at < 1.5:
-            if ask(pair, f"/api/models/{name}").status_code == 404:
-                missed_at = time.monotonic()
-        assert missed_at - committed_at < 1
+        seen_by: set[str] = set()
+
+        def is_seen(name: str = name, seen_by: set[str] = seen_by) -> bool:
+            answer = ask(pair, f"/api/models/{name}")
+            worker = answer.headers["X-Request-ID"][:12]  # ids of requests begin with a number of the process
+            assert answer.status_code == 200 or worker not in seen_by
+            if answer.status_code == 200:
+                seen_by.add(worker)
+            return len(seen_by) == 2
+
+        until(is_seen, "both workers have it")
 
 
 def test_a_worker_that_is_killed_is_replaced_and_nobody_is_refused_for_long(
@@ -258,7 +254,7 @@ def test_when_the_worker_that_watches_is_killed_another_takes_over(
 def test_when_the_supervisor_is_killed_its_workers_end(pair: Any, servers: Any, tmp_path: Path, until: Any) -> None:
     workers = children(pair.process.pid)
     pair.kill()
-    until(lambda: not any(is_alive(pid) for pid in workers), "both workers end", 15)
+    until(lambda: not any(is_alive(pid) for pid in workers), "both workers end")
     again = servers.start(data_dir=tmp_path / "state")
     assert again.get("/api/models/alpha/model/BTCUSDT")["model_name"] == "alpha"
 
@@ -289,7 +285,7 @@ def test_what_a_killed_registration_left_is_cleared_by_the_next_start_with_worke
     client.start()
     until(lambda: server.query("SELECT 1 FROM models"), "the name is reserved")
     server.kill()
-    client.join(30)
+    client.join(60)
     assert server.query("SELECT count(*) FROM versions") == [(0,)]
     again = servers.start("--workers", "2", data_dir=tmp_path / "state")
     assert again.register("alpha", tmp_path / "artifacts")["group_count"] == 60

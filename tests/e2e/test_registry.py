@@ -116,7 +116,7 @@ def test_an_upload_that_is_cut_off_at_half_leaves_nothing(server: Any, artifacts
 
 def test_an_upload_over_the_limit_is_refused_before_it_is_sent(server: Any) -> None:
     head = f"POST {ROOT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(f"{head}Content-Length: 10000000000\r\n\r\n".encode())
         answer = connection.recv(65536)
     assert b" 413 " in answer.split(b"\r\n", 1)[0]

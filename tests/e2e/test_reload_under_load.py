@@ -72,7 +72,7 @@ def test_every_prediction_is_of_the_version_it_names_while_models_are_reloaded_a
     finally:
         ending.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
 
     values = list(expected.values())

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -57,20 +56,16 @@ def call(tmp_path: Path) -> Iterator[Call]:
     assert run("stop.sh").returncode == 0
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @pytest.mark.slow
-def test_one_command_serves_demo_models_and_another_stops_them(call: Call, tmp_path: Path) -> None:
+def test_one_command_serves_demo_models_and_another_stops_them(
+    call: Call, free_port: Callable[[], int], tmp_path: Path
+) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     start = ("start.sh", "--background", "--web-host", "127.0.0.1", f"--web-port={port}")
 
     def ask(path: str) -> Any:
-        return httpx.get(url + path, trust_env=False, timeout=30).json()
+        return httpx.get(url + path, trust_env=False, timeout=60).json()
 
     started = call(*start, "--demo")
     assert started.returncode == 0, started.stderr
@@ -112,7 +107,9 @@ def test_one_command_serves_demo_models_and_another_stops_them(call: Call, tmp_p
 
 
 @pytest.mark.slow
-def test_a_start_that_fails_says_why_and_leaves_no_pid_file(call: Call, tmp_path: Path) -> None:
+def test_a_start_that_fails_says_why_and_leaves_no_pid_file(
+    call: Call, free_port: Callable[[], int], tmp_path: Path
+) -> None:
     failed = call(
         "start.sh", "--background", "--web-host", "127.0.0.1", f"--web-port={free_port()}", "--snapshot", "absent"
     )

@@ -121,7 +121,7 @@ def test_a_damaged_snapshot_is_named_and_not_served(
     assert str(path) in found.stderr
     path.write_bytes(b"no snapshot")
     server = servers.start("--snapshot", path, "--read-only", wait=False)
-    assert server.process.wait(20) not in (0, 1)
+    assert server.process.wait(60) not in (0, 1)
     assert str(path) in server.log
 
 

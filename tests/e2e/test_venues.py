@@ -125,11 +125,11 @@ def test_a_venue_file_is_watched_and_a_bad_one_does_not_replace_it(
         return next(item for item in server.get("/api/venues")["items"] if item["venue"] == "bitget-futures")
 
     write(path, [row(1, 2)])
-    until(lambda: server.get(url)["medium_notional_threshold"] == 1, "the new thresholds are served", 10)
+    until(lambda: server.get(url)["medium_notional_threshold"] == 1, "the new thresholds are served")
     path.write_bytes(pickle.dumps(ROWS)[:40])
-    until(lambda: item()["status"] == "stale", "the torn file is noticed", 10)
+    until(lambda: item()["status"] == "stale", "the torn file is noticed")
     assert "q.pkl" in item()["error"]
     assert server.get(url)["medium_notional_threshold"] == 1
     write(path, [row(3, 4)])
-    until(lambda: server.get(url)["medium_notional_threshold"] == 3, "the next good file is served", 10)
+    until(lambda: server.get(url)["medium_notional_threshold"] == 3, "the next good file is served")
     assert (item()["status"], item()["error"]) == ("ok", None)
