@@ -1,6 +1,9 @@
 """A damaged file of any format is kept out with the reason, or is a whole other model; what was in production stays there."""
 
-from collections.abc import Iterator
+import io
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,14 @@ from mmserver.catalog.catalog import Actor
 from mmserver.catalog.opening import open_store
 from mmserver.catalog.store import Store
 from mmserver.conversion.reading import ModelReader
-from mmserver.errors import ArtifactInvalid
+from mmserver.errors import ArtifactInvalid, Undecodable
 from mmserver.formats import ModelSource
+from mmserver.plugin_loading import Plugins
 from mmserver.registry.registering import NewVersion, register_version
 from mmserver.registry.stages import promote
 from mmserver.registry.versions import list_versions
 from mmserver.settings import Settings
-from tests.plugins.samples import SAMPLES, Sample
+from tests.plugins.samples import ROWS, SAMPLES, Sample
 
 pytestmark = pytest.mark.slow
 TEST = Actor("test")
@@ -34,6 +38,7 @@ REASONS = {
     "parity_failed",
     "plugin_failed",
     "torn",
+    "unsafe_archive",
     "unsupported",
     "wrong_type",
     "wrong_version",
@@ -83,3 +88,60 @@ def test_a_damaged_file_changes_nothing_of_what_is_served(
     served = store.model("hybrid").serving
     assert (served.label, store.model("hybrid").stages) == ("1.0.0", {"production": "1.0.0"})
     assert list_versions(store, "hybrid", "production")[0].sha256 == before.sha256
+
+
+CHECKED = ("sklearn-skops", "torch-program")
+"""Archives, which have a checksum of every entry; of other formats `sha256` is to be sent along."""
+N_CUTS = 10
+N_BITS = 50
+
+
+def contents(data: bytes) -> list[int]:
+    """Where bytes of entries lie in an archive."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        places = []
+        for entry in archive.infolist():
+            name_length, extra_length = struct.unpack_from("<HH", data, entry.header_offset + 26)
+            start = entry.header_offset + 30 + name_length + extra_length
+            places += range(start, start + entry.compress_size)
+    return places
+
+
+@pytest.mark.parametrize("sample", [sample for sample in SAMPLES if sample.name in CHECKED], ids=CHECKED)
+def test_an_archive_that_is_cut_or_has_any_bit_of_its_contents_flipped_is_refused(
+    read_model: Callable[..., Any], sample: Sample
+) -> None:
+    if sample.missing is not None:
+        pytest.skip(f"{sample.missing} is not installed")
+    model_type, whole = ("sklearn" if "sklearn" in sample.name else "torch"), sample.make()
+    random = np.random.default_rng(19)
+    for length in random.integers(2, len(whole), N_CUTS):
+        with pytest.raises(Undecodable):
+            read_model(model_type, whole[:length])
+    for at in random.choice(contents(whole), N_BITS):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << random.integers(8)
+        with pytest.raises(Undecodable) as refusal:
+            read_model(model_type, bytes(flipped))
+        assert refusal.value.reason == "malformed"
+
+
+@pytest.mark.parametrize(
+    "sample", [sample for sample in SAMPLES if sample.name == "sklearn-skops"], ids=["sklearn-skops"]
+)
+def test_a_flip_anywhere_else_in_an_archive_is_refused_or_changes_no_prediction(
+    read_model: Callable[..., Any], plugins: Plugins, sample: Sample
+) -> None:
+    if sample.missing is not None:
+        pytest.skip(f"{sample.missing} is not installed")
+    whole = sample.make()
+    predicted = plugins.load_predictor(read_model("sklearn", whole)).predict(np.float32(ROWS))["prediction"]
+    random, inside = np.random.default_rng(23), set(contents(whole))
+    for at in random.choice([at for at in range(len(whole)) if at not in inside], N_BITS):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << random.integers(8)
+        try:
+            model = read_model("sklearn", bytes(flipped))
+        except Undecodable:
+            continue
+        assert plugins.load_predictor(model).predict(np.float32(ROWS))["prediction"].tobytes() == predicted.tobytes()
