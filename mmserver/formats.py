@@ -190,8 +190,9 @@ class Converter(msgspec.Struct, frozen=True, kw_only=True):
 class Predictor(Protocol):
     """A model that is loaded and ready; shared by all threads, so it must not change after it was made.
 
-    Two more members are used where a predictor has them. `accepts_missing: bool` says that NaN means "missing" to the model;
-    without it, rows with a missing value are refused before they get here. `contributions(rows)` says how much each feature
+    Three more members are used where a predictor has them. `accepts_missing: bool` says that NaN means "missing" to the model;
+    without it, rows with a missing value are refused before they get here. `may_take_long: bool` says that what a row costs
+    depends on its numbers, so that none is run by a thread that others wait for. `contributions(rows)` says how much each feature
     moves each output's margin, and last what the model gives without any: n_rows × n_outputs × (n_features + 1), adding
     up to the margin; it may raise ValueError for rows that it cannot explain.
     """

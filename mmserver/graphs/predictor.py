@@ -18,6 +18,12 @@ Source:
     measured with onnxruntime 1.31: 10 MB for 32 rows of 60 x 110 through an LSTM of 256, 0.1 MB or less for dense layers.
 """
 SIZE_OF_A_SESSION_BYTES = 1 << 20
+_LOOP = b"\x22\x04Loop"
+"""A node of this operator, as the file has it: how often it runs may be computed from the row.
+
+Source:
+    onnx.proto3, NodeProto.op_type: field 4, a string.
+"""
 
 
 class OnnxPredictor:
@@ -31,6 +37,7 @@ class OnnxPredictor:
         step = STEP if together else 1
         self._runner = GraphRunner(session, signature, step=step)
         self.accepts_missing = bool(model.summary.get("accepts_missing"))
+        self.may_take_long = _LOOP in model.content
         self.n_features = model.n_features
         buffers_bytes = BUFFERS_FACTOR * step * model.n_features * 4
         self.size_bytes = SIZE_OF_A_SESSION_BYTES + SIZE_FACTOR * len(model.content) + buffers_bytes

@@ -51,6 +51,10 @@ class Engine(Protocol):
     def accepts_missing(self) -> bool:
         """Whether NaN means "missing" to the model; if not, a row with one must not reach it."""
 
+    @property
+    def may_take_long(self) -> bool:
+        """Whether a row may cost far more than the one that was tried."""
+
     def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
         """All outputs for all rows.
 
@@ -86,6 +90,7 @@ class LibraryEngine:
         self.n_features = predictor.n_features
         self.size_bytes = predictor.size_bytes
         self.accepts_missing = bool(getattr(predictor, "accepts_missing", False))
+        self.may_take_long = bool(getattr(predictor, "may_take_long", False))
         self._row_ns = 0.0  # of the last call
 
     def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
@@ -110,6 +115,7 @@ class ExactEngine:
 
     name = EXACT
     accepts_missing = True
+    may_take_long = False
 
     def __init__(self, model: ModelFile, plugins: Plugins) -> None:
         self._exact = exact_from_model_file(model)

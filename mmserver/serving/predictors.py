@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -292,7 +293,7 @@ class Predictors:
             model=msgspec.structs.replace(model, content=b"", probes=None),
             engine=engine,
             size_bytes=engine.size_bytes + _OVERHEAD_BYTES + _BYTES_A_FACTOR * len(group.factors),
-            row_cost_ns=row_cost_ns,
+            row_cost_ns=sys.maxsize if engine.may_take_long else row_cost_ns,
             layout=layout,
             interpreter=load_interpreter(
                 model, record.info, widths, self._store.plugins, sample=lambda: _sampled(engine)

@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import pickle
+import socket
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -238,8 +239,8 @@ def test_a_pickle_bomb_is_refused_and_not_run(
     assert not was_run.exists()
 
 
-def test_a_graph_that_never_ends_or_takes_all_memory_is_refused(server: Any) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed (the extra onnx)")
+def looping(n_trips: int | None) -> bytes:
+    """A graph that adds something to the row again and again: as often as said, or as its largest number says."""
     import onnx_graphs as graphs
     from onnx import TensorProto, helper
 
@@ -257,9 +258,23 @@ def test_a_graph_that_never_ends_or_takes_all_memory_is_refused(server: Any) -> 
             helper.make_tensor_value_info("v2", TensorProto.FLOAT, ["n", 5]),
         ],
     )
-    numbers = {"one": np.ones((1, 5), np.float32), "trips": np.array(1 << 62, np.int64), "yes": np.array(True)}
-    loop = graphs.graph([helper.make_node("Loop", ["trips", "yes", "rows"], ["y"], body=body)], rows, answer, numbers)
-    assert refused(server, "model.onnx", graphs.saved(loop)).startswith("crashed(")
+    numbers = {"one": np.full((1, 5), 1e-9, np.float32), "yes": np.array(True)}
+    nodes = [helper.make_node("Loop", ["trips", "yes", "rows"], ["y"], body=body)]
+    if n_trips is None:
+        largest = helper.make_node("ReduceMax", ["rows"], ["largest"], keepdims=0)
+        nodes = [largest, helper.make_node("Cast", ["largest"], ["trips"], to=TensorProto.INT64), *nodes]
+    else:
+        numbers["trips"] = np.array(n_trips, np.int64)
+    return graphs.saved(graphs.graph(nodes, rows, answer, numbers))
+
+
+def test_a_graph_that_never_ends_or_takes_all_memory_is_refused(server: Any) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed (the extra onnx)")
+    import onnx_graphs as graphs
+    from onnx import TensorProto, helper
+
+    rows, answer = {"rows": (TensorProto.FLOAT, ["n", 5])}, {"y": (TensorProto.FLOAT, ["n", 5])}
+    assert refused(server, "model.onnx", looping(1 << 62)).startswith("crashed(")
     nodes = [
         helper.make_node("ConstantOfShape", ["size"], ["large"]),
         helper.make_node("ReduceMax", ["large"], ["largest"], keepdims=0),
@@ -271,3 +286,25 @@ def test_a_graph_that_never_ends_or_takes_all_memory_is_refused(server: Any) -> 
     wide.graph.initializer[0].dims[0] = 1 << 40
     assert refused(server, "model.onnx", graphs.saved(wide)).startswith("malformed")
     assert upload(server, "dense", "model.onnx", graphs.saved(graphs.dense())).status_code == 201
+
+
+def test_a_row_that_keeps_a_graph_busy_for_ever_keeps_nobody_else_waiting(servers: Any, artifacts: Any) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed (the extra onnx)")
+    server = servers.start()
+    assert upload(server, "good", "model.json", artifacts.texts[0]).status_code == 201
+    assert upload(server, "looping", "model.onnx", looping(None)).status_code == 201
+    ask = {"model_name": "good", "symbol": "ANY", "features": [0.1] * 5}
+
+    def body(number: float) -> dict[str, Any]:
+        return {"inputs": [{"name": "features", "shape": [1, 5], "datatype": "FP32", "data": [number] * 5}]}
+
+    for _ in range(3):  # loaded by the first, and answered at once from then on
+        assert server.client.post("/v2/models/looping/infer", json=body(2.0)).status_code == 200
+        assert server.client.post("/predict", json=ask).status_code == 200
+    content = json.dumps(body(1e15)).encode()
+    head = f"POST /v2/models/looping/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + content)
+        for _ in range(20):
+            assert server.client.get("/livez").status_code == 200
+            assert server.client.post("/predict", json=ask).json()["model_version"] == "1.0.0"
