@@ -88,3 +88,25 @@ def test_catboost_s_trees_are_converted_and_a_wrong_conversion_refused(
     wrong.fit(ROWS, np.digitize(RETURNS, (-1, 1))).save_model(str(path))
     with pytest.raises(ArtifactInvalid, match="parity_failed"):
         read("a.cbm", path.read_bytes())
+
+
+def test_where_no_file_can_be_opened_a_strange_one_is_called_what_it_is(read: Callable[..., dict[str, Any]]) -> None:
+    for name in ("a.pkl", "a.onnx"):
+        with pytest.raises(ArtifactInvalid, match="this is a PNG image"):
+            read(name, b"\x89PNG" + bytes(99))
+        with pytest.raises(ArtifactInvalid, match="model type lightgbm"):
+            read(name, b"tree\nversion=v4\n")
+
+
+def test_pipelines_of_which_some_steps_are_in_single_precision_are_converted(
+    read: Callable[..., dict[str, Any]],
+) -> None:
+    skops = pytest.importorskip("skops.io", reason="skops is not installed (the extra sklearn)")
+    pytest.importorskip("skl2onnx", reason="skl2onnx is not installed (the extra sklearn)")
+    from sklearn import pipeline, preprocessing, svm
+
+    for steps in (
+        [preprocessing.MinMaxScaler(), svm.SVC()],
+        [preprocessing.QuantileTransformer(n_quantiles=20), svm.SVC()],
+    ):
+        check_agrees(read("a.skops", skops.dumps(pipeline.make_pipeline(*steps).fit(50_000 + 5 * ROWS, RETURNS > 0))))
