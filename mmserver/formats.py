@@ -102,7 +102,7 @@ class Conversion(msgspec.Struct, frozen=True, kw_only=True):
 
     Units:
         absolute, relative: a number of the converted model may differ from the source's by `absolute + relative * |source|`;
-        where the source's column has a standard deviation below 1, `absolute` is in that.
+        it follows how far the source's column moves: below 1, `absolute` is of that, and `relative` of the distance from its middle.
         max_share_beyond: share of the probe rows that may have a number beyond it; float32 input moves a few rows of a tree
         model across a split.
     """
