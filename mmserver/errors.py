@@ -198,6 +198,13 @@ class SnapshotNotFound(NotFound):
     template = "no snapshot is at {path}"
 
 
+class ExperimentNotFound(NotFound):
+    """No experiment has that name."""
+
+    code = "experiment_not_found"
+    template = "experiment {experiment_id} is not there"
+
+
 class SymbolArchived(Gone):
     """The symbol's artifacts were taken away; versions that have it still predict when they are named."""
 
@@ -227,6 +234,27 @@ class VersionInUse(Conflict):
 
     code = "version_in_use"
     template = "{model_name} {version} is {use}; {instead}"
+
+
+class ExperimentTaken(Conflict):
+    """Another experiment has that name, also one that has ended."""
+
+    code = "experiment_taken"
+    template = "there is an experiment {experiment_id} already; choose another name"
+
+
+class ExperimentConflict(Conflict):
+    """A running experiment has the same control model, and the two could meet on one unit."""
+
+    code = "experiment_conflict"
+    template = "{experiment_id} would share requests for {model_name} with {other_id}, which is running: {reason}"
+
+
+class ExperimentStatusConflict(Conflict):
+    """What is asked for cannot be done to an experiment in this status."""
+
+    code = "experiment_status_conflict"
+    template = "experiment {experiment_id} is {status}; {instead}"
 
 
 class NothingBefore(Conflict):

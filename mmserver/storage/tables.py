@@ -341,6 +341,69 @@ class VenueQuantilesRow(Row):
     symbols: Mapped[str] = required(Text)
 
 
+class ExperimentRow(Row):
+    """Two versions compared on live requests. Versions are named, not referred to: what was found out outlives them."""
+
+    __tablename__ = "experiments"
+    __table_args__ = (NEVER_REUSE_IDS,)
+
+    id: Mapped[int] = required(Integer, primary_key=True)
+    experiment_id: Mapped[str] = required(Text, unique=True)
+    control_model: Mapped[str] = required(Text)
+    control_version: Mapped[str] = required(Text)
+    treatment_model: Mapped[str] = required(Text)
+    treatment_version: Mapped[str] = required(Text)
+    mode: Mapped[str] = required(Text)  # "split" | "shadow"
+    unit: Mapped[str] = required(Text)  # "symbol|time-block" | "prediction" | "symbol" | "unit_id"
+    block_s: Mapped[float] = required(Double)
+    horizon_s: Mapped[float] = required(Double)
+    hash_version: Mapped[int] = required(Integer)
+    # null: it shares its units with no other
+    namespace: Mapped[str | None] = optional(Text)
+    slice_start: Mapped[float | None] = optional(Double)
+    slice_end: Mapped[float | None] = optional(Double)
+    policy: Mapped[str] = required(Text)  # JSON object, every number in it
+    auto: Mapped[int] = required(Integer)  # 1: what its policy says is done without asking
+    status: Mapped[str] = required(Text, index=True)  # "draft" | "running" | "stopped" | "applied"
+    # "promote" | "rollback" | "keep": what was done at its end
+    applied: Mapped[str | None] = optional(Text)
+    # the last row of `servings` of the control's model when it started
+    serving_id: Mapped[int | None] = optional(Integer)
+    created_at: Mapped[str] = required(Text)
+    created_by: Mapped[str] = required(Text)
+    started_at: Mapped[str | None] = optional(Text)
+    stopped_at: Mapped[str | None] = optional(Text)
+    applied_at: Mapped[str | None] = optional(Text)
+    deadline_at: Mapped[str | None] = optional(Text)
+
+
+class ExperimentPhaseRow(Row):
+    """A stretch of an experiment with one weight. While the salt stays, a greater weight only adds treated units."""
+
+    __tablename__ = "experiment_phases"
+
+    experiment_key: Mapped[int] = required(Integer, ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True)
+    phase: Mapped[int] = required(Integer, primary_key=True)
+    salt: Mapped[str] = required(Text)
+    treatment_weight: Mapped[float] = required(Double)
+    started_at: Mapped[str | None] = optional(Text)  # null: of a draft
+
+
+class ExperimentEvaluationRow(Row):
+    """What was decided about an experiment, from which numbers, by which code; append-only."""
+
+    __tablename__ = "experiment_evaluations"
+    __table_args__ = (NEVER_REUSE_IDS,)
+
+    id: Mapped[int] = required(Integer, primary_key=True)
+    experiment_key: Mapped[int] = required(Integer, ForeignKey("experiments.id", ondelete="CASCADE"), index=True)
+    at: Mapped[str] = required(Text)
+    reason: Mapped[str] = required(Text)  # "scheduled" | "asked" | "stopped" | "applied"
+    inputs: Mapped[str] = required(Text)  # JSON: decides the same when it is decided again
+    decision: Mapped[str] = required(Text)  # JSON
+    code_version: Mapped[str] = required(Text)
+
+
 class AuditRow(Row):
     """One row for each change, written in the change's own transaction; order is by id, not by time."""
 

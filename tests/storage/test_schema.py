@@ -113,7 +113,7 @@ def test_a_log_without_its_database_is_not_replaced_by_an_empty_database(data_di
     assert not data_dir.database_path.exists()
 
 
-@pytest.mark.parametrize("found", ["0005", "9999", "abc", "00001"])
+@pytest.mark.parametrize("found", ["0006", "9999", "abc", "00001"])
 def test_a_newer_schema_is_refused_and_not_a_byte_is_changed(
     database_path: Path, data_dir: DataDir, found: str
 ) -> None:
@@ -138,8 +138,9 @@ def test_groups_of_the_first_schema_keep_their_rows_and_never_share_an_id(full: 
                                 " no_model_reason, integrity FROM groups WHERE id = 1"))  # fmt: skip
         connection.execute(text("DELETE FROM groups WHERE id = 99"))
     migrate(full)
-    made_since = {"registered_versions": [], "stages": [], "promotions": [], "optimizations": [], "used_labels": []}
-    assert content(full) == {**before, **made_since}
+    made_since = ("registered_versions", "stages", "promotions", "optimizations", "used_labels", "experiments",
+                  "experiment_phases", "experiment_evaluations")  # fmt: skip
+    assert content(full) == {**before, **{name: [] for name in made_since}}
     with full.write() as connection:
         row = dict(connection.execute(text("SELECT * FROM groups WHERE id = 1")).one()._mapping)
         del row["id"]
@@ -161,8 +162,8 @@ REBUILD_MODELS = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 
 def upgrade():
     with op.batch_alter_table("models", recreate="always") as batch:
@@ -182,7 +183,7 @@ def later(tmp_path: Path) -> Callable[[str], Path]:
     def make(then: str = "pass") -> Path:
         directory = tmp_path / "later 100%"
         directory.mkdir()
-        (directory / "0005_later.py").write_text(REBUILD_MODELS.format(then=then))
+        (directory / "0006_later.py").write_text(REBUILD_MODELS.format(then=then))
         return directory
 
     return make
@@ -212,9 +213,9 @@ def test_up_down_and_up_again_keeps_every_row_of_every_table(full: Database, lat
         assert content(full) == before
         with full.read() as connection:
             assert connection.execute(text("SELECT count(note) FROM models")).scalar() == 0
-        migrate(full, lambda config: command.downgrade(config, "0004"), version_dirs)
+        migrate(full, lambda config: command.downgrade(config, "0005"), version_dirs)
         assert content(full) == before
-    assert check_schema(full).revision == "0004"
+    assert check_schema(full).revision == "0005"
     assert set(objects(full.path)) == set(objects_before)
 
 
@@ -255,8 +256,8 @@ def test_a_migration_that_fails_changes_nothing(
 def a_later_release(monkeypatch: pytest.MonkeyPatch, later: Callable[[], Path], full: Database) -> Database:
     """This mmserver, one migration later, and a database that the earlier one left full."""
     directory = later()
-    monkeypatch.setattr(revision, "HEAD", "0005")
-    monkeypatch.setattr(schema, "HEAD", "0005")
+    monkeypatch.setattr(revision, "HEAD", "0006")
+    monkeypatch.setattr(schema, "HEAD", "0006")
     monkeypatch.setattr(schema, "migrate", lambda database: migrate(database, version_dirs=[directory]))
     return full
 
@@ -269,10 +270,10 @@ def test_an_upgrade_of_an_older_database_takes_a_verified_snapshot_first(
     with pytest.raises(SchemaOutdated, match="mmserver db upgrade"):
         check_schema(full)
     done = upgrade_database(full, data_dir.snapshots_dir, now=now)
-    assert (done.found, done.revision) == ("0004", "0005")
+    assert (done.found, done.revision) == ("0005", "0006")
     assert done.snapshot is not None
     assert [done.snapshot] == list_snapshots(data_dir.snapshots_dir)
-    assert verify_snapshot(done.snapshot.path).schema_revision == "0004"
+    assert verify_snapshot(done.snapshot.path).schema_revision == "0005"
     assert content(full) == before
     assert upgrade_database(full, data_dir.snapshots_dir, now=now).snapshot is None
 
