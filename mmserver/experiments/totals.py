@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mmserver.experiments.classification import ConfusionCounts
 from mmserver.experiments.latencies import Latencies
 from mmserver.experiments.moments import ROUNDING, CoMoments
@@ -40,10 +43,8 @@ class RatioMoments:
     @classmethod
     def from_units(cls, units: Iterable[tuple[float, float]]) -> Self:
         """Those of units, each its (x, y)."""
-        whole = cls()
-        for x, y in units:
-            whole = whole.merge(cls.of_unit(x, y))
-        return whole
+        x, y = _columns(units, 2)
+        return cls(x.size, *(float(part.sum()) for part in (x, y, x * x, x * y, y * y)))
 
     def merge(self, other: Self) -> Self:
         """Both parts' units together; no unit may be in both."""
@@ -85,6 +86,13 @@ class RatioMoments:
         )
 
 
+def _columns(units: Iterable[tuple[float, ...]], n_columns: int) -> NDArray[np.float64]:
+    """The units of which something counts, a column each."""
+    rows = np.array(list(units), np.float64).reshape(-1, n_columns)
+    columns: NDArray[np.float64] = rows[rows[:, 0] != 0.0].T
+    return columns
+
+
 def _centred(n: int, a: float, b: float, products: float) -> float:
     """The sum of products of distances from the means; 0 where only rounding is left."""
     centred = products - a * b / n
@@ -115,10 +123,8 @@ class PairedMoments:
     @classmethod
     def from_units(cls, units: Iterable[tuple[float, float, float]]) -> Self:
         """Those of units, each its (x, c, t)."""
-        whole = cls()
-        for x, c, t in units:
-            whole = whole.merge(cls.of_unit(x, c, t))
-        return whole
+        x, c, t = _columns(units, 3)
+        return cls(x.size, *(float(part.sum()) for part in (x, c, t, x * x, x * c, x * t, c * c, c * t, t * t)))
 
     def merge(self, other: Self) -> Self:
         """Both parts' units together; no unit may be in both."""
