@@ -18,5 +18,5 @@ def served(app: flask.Flask, n_threads: int) -> Iterator[str]:
         yield f"127.0.0.1:{server.effective_port}"
     finally:
         server.trigger.pull_trigger(lambda: wasyncore.close_all(server._map))
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()

@@ -23,6 +23,8 @@ WebOf = Callable[..., Any]
 FACTORS = ("mom", "vol", "roc")
 ROWS = [[0.5, -1.0, 0.25], [None, 2.0, -0.75], [-1.5, 0.0, 3.0]]
 TEST = Actor("test")
+ANY_MACHINE = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+"""Checks that are left out: what is slow is the machine, and the fixtures are the same for all examples."""
 
 
 @pytest.fixture(scope="module")
@@ -399,13 +401,13 @@ def is_answered_or_refused(web: Any, data: bytes, media_type: str) -> None:
         assert answer.json["error_code"] in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=ANY_MACHINE)
 @given(st.dictionaries(FIELDS, TABLES, min_size=1, max_size=2))
 def test_any_json_is_answered_or_refused_by_a_known_error(one: Any, document: dict[str, Any]) -> None:
     is_answered_or_refused(one, json.dumps(document).encode(), "application/json")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=ANY_MACHINE)
 @given(
     st.lists(COLUMNS, min_size=1, max_size=4, unique=True),
     st.lists(st.lists(CSV_CELLS, min_size=1, max_size=4), max_size=4),
@@ -418,7 +420,7 @@ def test_any_csv_is_answered_or_refused_by_a_known_error(
     is_answered_or_refused(one, text.encode(), "text/csv")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=ANY_MACHINE)
 @given(
     st.lists(
         st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3),

@@ -140,7 +140,7 @@ def test_health_is_unhealthy_when_the_database_is_not_there(one_group: Any, monk
 
 def test_uptime_grows(web: Any) -> None:
     first = web.json("/health")["uptime_seconds"]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while web.json("/health")["uptime_seconds"] <= first:
         assert time.monotonic() < deadline
 
@@ -250,7 +250,7 @@ def test_no_request_fails_or_sees_half_a_model_while_models_are_reloaded(
     threads = [threading.Thread(target=ask, args=(path,)) for path in ("/predict", "/predict?flask=1")]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not seen:
         assert time.monotonic() < deadline
     for seed in range(20, 25):

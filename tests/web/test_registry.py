@@ -594,7 +594,7 @@ def test_predictions_name_a_version_by_label_stage_or_not_at_all(site: Any, thre
     assert answered == {
         "": "1.9.0", "latest": "1.9.0", "production": "1.9.0", "staging": "1.10.0-rc.1", "1.10.0": "1.10.0"
     }  # fmt: skip
-    assert site.json(f"/v2/models/{three}")["versions"] == ["1.10.0-rc.1", "1.9.0", "1.10.0"]
+    assert site.json(f"/v2/models/{three}")["versions"] == ["1.10.0", "1.10.0-rc.1", "1.9.0"]
     assert site.json(f"/v2/models/{three}/versions/1.10.0")["inputs"][0]["shape"] == [-1, 3]
 
 

@@ -67,7 +67,7 @@ def by_io_thread(loaded: Any) -> Iterator[Ask]:
             server.turn(0.05)
 
     def ask(body: bytes, headers: dict[str, str]) -> Said:
-        with closing(http.client.HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=10)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=60)) as connection:
             connection.request("POST", PATH, body, headers)
             response = connection.getresponse()
             return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
@@ -77,7 +77,7 @@ def by_io_thread(loaded: Any) -> Iterator[Ask]:
     yield ask
     ending.set()
     thread.join()
-    pool.shutdown(timeout=10)
+    pool.shutdown(timeout=60)
     server.close()
     listener.close()
 
