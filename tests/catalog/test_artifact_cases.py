@@ -570,7 +570,7 @@ from mmserver import hookimpl
 @hookimpl(tryfirst=True)
 def mmserver_load_predictor(model):
     if model.missing is not None:
-        time.sleep(60)
+        time.sleep(600)
     return None
 """
 
@@ -582,7 +582,7 @@ def test_what_could_not_be_read_in_time_is_tried_again_at_the_next_start(
     plugins_dir.mkdir()
     (plugins_dir / "slow.py").write_text(SLOW)
     options = {"plugins_dir": str(plugins_dir)}
-    with Sandbox("mmserver.catalog.ingest:handlers", options, limits=JobLimits(wall_s=1.0)) as slow:
+    with Sandbox("mmserver.catalog.ingest:handlers", options, limits=JobLimits(wall_s=6.0)) as slow:
         opened = open_alpha(sandbox=slow)
         opened.artifacts.write_group("BTC_ret_1h", 0)
         opened.register()
@@ -590,7 +590,7 @@ def test_what_could_not_be_read_in_time_is_tried_again_at_the_next_start(
         model.missing = -999.0
         opened.artifacts.write("BTC_ret_1h_model.pkl", pickle.dumps(model))
         opened.settle()
-        assert opened.refusals() == {"BTC_ret_1h": "crashed(timeout after 1 s)"}
+        assert opened.refusals() == {"BTC_ret_1h": "crashed(timeout after 6 s)"}
         again = restart(opened)
         again.settle()
         assert (again.refusals(), again.detail("BTC").record.model["missing"]) == ({}, -999.0)

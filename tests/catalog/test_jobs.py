@@ -17,7 +17,7 @@ from mmserver.jobs import Jobs
 TEST = Actor("test")
 
 
-def wait_until(is_true: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_until(is_true: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = threading.Event()
     for _ in range(int(timeout_s / 0.02)):
         if is_true():

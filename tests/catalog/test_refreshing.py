@@ -333,11 +333,11 @@ def held(registered: Any) -> Iterator[Any]:
     def hold() -> None:
         with registered.store.changing("alpha"):
             is_held.set()
-            is_over.wait(30)
+            is_over.wait(600)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    assert is_held.wait(10)
+    assert is_held.wait(60)
     registered.let_go = is_over.set
     yield registered
     is_over.set()
@@ -361,7 +361,7 @@ def test_whoever_changes_a_model_is_no_burden_on_those_who_read(held: Any) -> No
     held.store.waiting.on_count = note
     second = threading.Thread(target=held.refresh)
     second.start()
-    assert seen.wait(10)
+    assert seen.wait(60)
     assert counts[0] == 2  # the holder and the one that waits: the server has a thread more for each
     held.let_go()
     second.join()

@@ -549,7 +549,7 @@ def test_a_model_added_by_the_command_line_is_served_by_the_running_store(prepar
         check=False,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert store.follow_commits()

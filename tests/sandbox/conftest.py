@@ -19,7 +19,13 @@ def make_sandbox() -> Callable[..., Sandbox]:
     """Sandbox over hostile_handlers with small limits; the caller closes it."""
 
     def make(options: dict[str, object] | None = None, **given: object) -> Sandbox:
-        settings = {"n_workers": 2, "limits": LIMITS, "extra_paths": [Path(__file__).parent], **given}
+        settings = {
+            "n_workers": 2,
+            "limits": LIMITS,
+            "start_timeout_s": 115.0,
+            "extra_paths": [Path(__file__).parent],
+            **given,
+        }
         return Sandbox(HANDLERS, options or {}, **settings)  # type: ignore[arg-type]
 
     return make
