@@ -123,10 +123,14 @@ def python_load(asked: Asked, duration_s: float, n_connections: int) -> Load:
         with socket.create_connection((str(address.hostname), address.port or 80), CLIENT_TIMEOUT_S) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             answers = connection.makefile("rb")
-            while (started := time.perf_counter()) < until:
+            started = time.perf_counter()
+            while True:  # once at least
                 connection.sendall(request)
                 failures[number] += read_answer(answers) not in (200, 304)
-                latencies[number].append(time.perf_counter() - started)
+                ended = time.perf_counter()
+                latencies[number].append(ended - started)
+                if (started := ended) >= until:
+                    break
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(n_connections)]
     started = time.perf_counter()

@@ -252,7 +252,7 @@ def test_registering_the_demo_leaves_other_models_and_venues_alone(demo: DemoRes
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
     blocked = "import sys; sys.modules['arch'] = None\nfrom mmserver.cli.main import main\nmain(prog_name='mmserver')"
     command = [sys.executable, "-c", blocked, "demo", str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
     assert "pip install 'mmserver[demo]'" in done.stderr
     assert not (tmp_path / "demo").exists()

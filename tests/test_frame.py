@@ -41,7 +41,7 @@ def call(script: Path, *arguments: str, **environ: str) -> "subprocess.Completed
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs" / "plugins.md"
 EXAMPLE = ROOT / "examples" / "mmserver-linear"
 BLOCK = re.compile(r"(?:^`(?P<file>[^`\n]+)`\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 
 
 def blocks(language: str) -> list[tuple[str | None, str]]:

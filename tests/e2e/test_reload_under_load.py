@@ -63,6 +63,7 @@ def test_every_prediction_is_of_the_version_it_names_while_models_are_reloaded_a
         thread.start()
     try:
         for change in range(N_CHANGES):
+            until(lambda: any(one.body.get("model_version") == label for one in seen), "a client has met it")  # noqa: B023
             model = (change + 1) % 2
             artifacts.put(directory / f"{GROUP_KEY}_model.pkl", artifacts.pickles[model])
             until(is_new, "a new version predicts")
