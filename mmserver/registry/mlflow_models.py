@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mmserver.catalog.catalog import Actor
@@ -36,7 +37,14 @@ STAGE_ALIASES = {
 
 _BESIDE = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "registered_model_meta",
                      "input_example.json", "serving_input_example.json", "input_example_metadata.json"})  # fmt: skip
+_PICKLES = (".pkl", ".pickle", ".joblib")
 _SILENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+"""MLflow's own defaults, where nobody set others, try a server that is not there for minutes."""
 
 
 def import_mlflow_model(
@@ -66,7 +74,8 @@ class _MlflowRegistry:
     def __init__(self, store: Store, tracking_uri: str, name: str) -> None:
         if importlib.util.find_spec("mlflow") is None:
             raise ExtraMissing(what="importing from MLflow", extra="mlflow")
-        for variable, value in _SILENT.items():
+        _check_database(tracking_uri)
+        for variable, value in (_SILENT | _PATIENCE).items():
             os.environ.setdefault(variable, value)
         self._store = store
         self._uri = tracking_uri
@@ -158,9 +167,14 @@ class _MlflowRegistry:
                 files = self._contents(model_fd, [named, *(name for name in names if name != named)])
         finally:
             os.close(parent_fd)
-        claims = {claim.name for claim in self._store.plugins.model_formats}
-        by_suffix = self._store.plugins.model_format_for(named, None) is not None
-        return ModelSource(file_name=named, files=files), None if by_suffix or flavor not in claims else flavor
+        return ModelSource(file_name=named, files=files), self._model_type(flavor, named)
+
+    def _model_type(self, flavor: str, file_name: str) -> str | None:
+        """The flavour, where the file's name does not say the format: a pickle may be of any library."""
+        plugins = self._store.plugins
+        if not file_name.endswith(_PICKLES) and plugins.model_format_for(file_name) is not None:
+            return None
+        return flavor if plugins.model_format_for(file_name, flavor) is not None else None
 
     def _contents(self, model_fd: int, names: list[str]) -> dict[str, bytes]:
         left_bytes = limit_bytes = self._store.settings.max_artifact_bytes
@@ -183,6 +197,13 @@ class _Reading:
     def __call__(self) -> Readable:
         registry, model_name, label, version = self._read
         return registry.read(model_name, label, version)
+
+
+def _check_database(tracking_uri: str) -> None:
+    """Raises RequestInvalid for a SQLite file that is not there: MLflow would make one."""
+    path = tracking_uri.removeprefix("sqlite:///").partition("?")[0]
+    if path != tracking_uri.partition("?")[0] and not Path(path).is_file():
+        raise RequestInvalid(f"MLflow at {tracking_uri}: there is no such file")
 
 
 def _stage(stage: str | None, aliases: list[str]) -> ModelStage:
