@@ -381,10 +381,8 @@ def test_a_rollback_by_a_form_goes_back_once_however_often_it_is_sent(
     fields = {field["name"]: field["value"] for field in asked.all("input")}
     assert fields == {"from": "1.2.0"}
     path = f"/ui/models/{name}/production/rollback"
-    assert site.client.post(path, data=fields, headers=OURS).status_code == 303
-    again = site.client.post(path, data=fields, headers=OURS)
-    assert again.status_code == 412
-    assert "1.1.0" in again.text
+    for _ in range(2):
+        assert site.client.post(path, data=fields, headers=OURS).status_code == 303
     assert site.json(f"/api/models/{name}")["version"] == "1.1.0"
 
 
