@@ -1,10 +1,12 @@
 """What is served, as one immutable value: readers take `store.catalog` once and keep it to the end of their request."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Literal, TypeAlias
+
+from mmserver.catalog.running import NO_EXPERIMENTS, RunningExperiment
 
 ModelKind: TypeAlias = Literal["watched", "registered"]
 """watched: its versions come from a directory that is polled; registered: they are handed in one by one."""
@@ -144,16 +146,18 @@ class Catalog:
 
     models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
     venues: Mapping[str, Venue] = field(default_factory=lambda: MappingProxyType({}))
+    experiments: Mapping[str, tuple[RunningExperiment, ...]] = field(default_factory=lambda: NO_EXPERIMENTS)
+    """Those that run, by the control's model; empty most of the time."""
 
     def with_model(self, model: Model) -> "Catalog":
         """The same catalog but for one model, in the order of their names."""
         models = {**self.models, model.name: model}
-        return Catalog(models=MappingProxyType(dict(sorted(models.items()))), venues=self.venues)
+        return replace(self, models=MappingProxyType(dict(sorted(models.items()))))
 
     def without_model(self, model_name: str) -> "Catalog":
         """The same catalog without that model."""
         models = {name: model for name, model in self.models.items() if name != model_name}
-        return Catalog(models=MappingProxyType(models), venues=self.venues)
+        return replace(self, models=MappingProxyType(models))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy import Connection, Row, delete, func, insert, or_, select
 
 from mmserver.catalog.catalog import Actor, Model, Version
+from mmserver.catalog.running import running_labels
 from mmserver.catalog.store import Store
 from mmserver.errors import PinnedByStage, VersionNotFound
 from mmserver.formats import Event
@@ -86,7 +87,9 @@ def check_current(model: Model, reference: str | None) -> None:
         raise VersionNotFound(model_name=model.name, version="in production")
 
 
-def list_versions(store: Store, model_name: str, limit: int | None, before_seq: int | None = None) -> list[VersionRecord]:
+def list_versions(
+    store: Store, model_name: str, limit: int | None, before_seq: int | None = None
+) -> list[VersionRecord]:
     """The model's history, newest first; all of it where there is no limit."""
     model = store.model(model_name)
     query = select(VersionRow.__table__).where(VersionRow.model_id == model.id)
@@ -139,7 +142,7 @@ def append_serving(connection: Connection, **values: Any) -> None:
 
 def apply_retention(store: Store) -> int:
     """Let go of watched models' versions beyond `keep_versions` that are older than `keep_days`, never of the newest, the one
-    that is served, or one that is in a stage.
+    that is served, or one that is in a stage or in a running experiment.
 
     Returns:
         how many versions went; their groups and blobs go where no other version has them.
@@ -165,6 +168,7 @@ def apply_retention(store: Store) -> int:
                     VersionRow.created_at < oldest,
                     VersionRow.id != served,
                     VersionRow.id.not_in(select(StageRow.version_id).where(StageRow.model_id == model.id)),
+                    VersionRow.label.not_in(running_labels(connection, model.name)),
                 )
             ).rowcount
             if doomed:

@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, or_, select
 
 from mmserver.catalog.catalog import Catalog, Group, Model, Refusal, Venue, Version
+from mmserver.catalog.running import load_running
 from mmserver.catalog.symbols import comparable_symbol
 from mmserver.storage.tables import (
     FactorListRow,
@@ -38,7 +39,8 @@ def load_catalog(connection: Connection, previous: Catalog) -> Catalog:
         )
         for row in connection.execute(_SERVED_MODELS)
     }
-    return Catalog(models=MappingProxyType(models), venues=load_venues(connection, previous.venues))
+    venues = load_venues(connection, previous.venues)
+    return Catalog(models=MappingProxyType(models), venues=venues, experiments=load_running(connection))
 
 
 def load_model(connection: Connection, model_name: str, previous: Model | None) -> Model | None:

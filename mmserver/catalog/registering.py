@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from mmserver.catalog.catalog import Actor, Model
 from mmserver.catalog.history import PRODUCTION
 from mmserver.catalog.roots import artifact_root
+from mmserver.catalog.running import check_not_in_experiment
 from mmserver.catalog.store import Store
 from mmserver.catalog.updating import (
     Gathered,
@@ -71,7 +72,7 @@ def remove_model(store: Store, model_name: str, by: Actor) -> None:
 
     Raises:
         ModelNotFound, ReadOnly
-        VersionInUse: it is registered, and has a version in production.
+        VersionInUse: it is registered and has a version in production, or one is in a running experiment.
     """
     store.check_writable()
     store.follow_commits()
@@ -82,6 +83,7 @@ def remove_model(store: Store, model_name: str, by: Actor) -> None:
         with store.database.write() as connection:
             if not model.is_watched:
                 _check_nothing_in_production(connection, model)
+            check_not_in_experiment(connection, model_name)
             if not connection.execute(delete(ModelRow).where(ModelRow.id == model.id)).rowcount:
                 raise ModelNotFound(model_name=model_name)  # another process was quicker
             delete_orphan_blobs(connection)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from sqlalchemy.exc import NoResultFound
 from mmserver.catalog.catalog import Catalog, Model, Version
 from mmserver.catalog.loading import load_catalog, load_model, load_venues, load_version
 from mmserver.catalog.payloads import Payloads
+from mmserver.catalog.running import load_running
 from mmserver.errors import ModelNotFound, Overloaded, ReadOnly, VersionNotFound
 from mmserver.plugin_loading import Plugins
 from mmserver.sandbox.level import SandboxLevel
@@ -86,17 +88,25 @@ class Store:
         with self._reload_lock:
             with self.database.read() as connection:
                 model = load_model(connection, model_name, self.catalog.models.get(model_name))
+                experiments = load_running(connection)
             if model is None:
                 raise ModelNotFound(model_name=model_name)
-            self._swap(self.catalog.with_model(model))
+            self._swap(replace(self.catalog.with_model(model), experiments=experiments))
             return model
+
+    def reload_experiments(self) -> None:
+        """As `reload`, for the running experiments."""
+        with self._reload_lock:
+            with self.database.read() as connection:
+                experiments = load_running(connection)
+            self._swap(replace(self.catalog, experiments=experiments))
 
     def reload_venues(self) -> None:
         """As `reload`, for the venues."""
         with self._reload_lock:
             with self.database.read() as connection:
                 venues = load_venues(connection, self.catalog.venues)
-            self._swap(Catalog(models=self.catalog.models, venues=venues))
+            self._swap(replace(self.catalog, venues=venues))
 
     def drop_model(self, model_name: str) -> None:
         """Stop serving a model that was removed."""

@@ -6,6 +6,7 @@ from sqlalchemy import Connection, Row, delete, select
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.registering import remove_model
+from mmserver.catalog.running import check_not_in_experiment
 from mmserver.catalog.store import Store
 from mmserver.errors import VersionInUse
 from mmserver.formats import Event
@@ -26,7 +27,7 @@ def delete_model(store: Store, model_name: str, by: Actor) -> None:
 
     Raises:
         ModelNotFound, ReadOnly
-        VersionInUse: it is registered, and has a version in production.
+        VersionInUse: it is registered and has a version in production, or one is in a running experiment.
     """
     remove_model(store, model_name, by)
     show_change(store, model_name)
@@ -37,7 +38,7 @@ def delete_version(store: Store, model_name: str, label: str, by: Actor) -> None
 
     Raises:
         ModelNotFound, WrongModelKind, VersionNotFound, ReadOnly
-        VersionInUse: it is in production, or another version derives from it.
+        VersionInUse: it is in production, in a running experiment, or another version derives from it.
     """
     store.check_writable()
     with store.changing(model_name):
@@ -47,6 +48,7 @@ def delete_version(store: Store, model_name: str, label: str, by: Actor) -> None
             model = find_registered_model(connection, model_name)
             version = find_version(connection, model, label)
             check_not_in_production(connection, model, version)
+            check_not_in_experiment(connection, model.name, version.label)
             _check_no_source(connection, model, version)
             connection.execute(delete(StageRow).where(StageRow.version_id == version.id))
             connection.execute(

@@ -12,6 +12,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.history import PRODUCTION, STAGING
+from mmserver.catalog.running import check_not_in_experiment
 from mmserver.catalog.store import Store
 from mmserver.errors import NothingBefore, NotInProduction, RequestInvalid, VersionChanged, VersionInUse
 from mmserver.formats import Event
@@ -129,7 +130,7 @@ def retire(store: Store, model_name: str, reference: str, by: Actor) -> StagedVe
     Raises:
         ModelNotFound, VersionNotFound, ReadOnly
         WrongModelKind: retention lets a watched model's versions go.
-        VersionInUse: it is in production.
+        VersionInUse: it is in production, or in a running experiment.
     """
 
     def to_archive(connection: Connection, model: Row[Any], at: str) -> _Move | Row[Any]:
@@ -138,6 +139,7 @@ def retire(store: Store, model_name: str, reference: str, by: Actor) -> StagedVe
         check_not_in_production(connection, model, version)
         if _archived_at(connection, version.id) is not None:
             return version
+        check_not_in_experiment(connection, model.name, version.label)
         _leave_stages(connection, model, version)
         touch(connection, model, version.id, at, archived_at=at)
         return _Move(version, "archived", "version.retired", {"version": version.label}, "newest")
