@@ -8,7 +8,9 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from sqlalchemy import select
 
@@ -51,14 +53,14 @@ def sync_directory(
 
     Raises:
         ReadOnly
-        SettingInvalid: no directory is set.
+        SettingInvalid: no directory is set, or none can be at that path.
         OSError: it cannot be opened.
     """
     store.check_writable()
     directory = store.settings.registry_dir
     if directory is None:
         raise SettingInvalid(setting="MMSERVER_REGISTRY_DIR", reason="no directory is set to write the models to")
-    with opened_root(directory) as root_fd:
+    with _opened(directory) as root_fd:
         done = Synced()
         if model_names is None:
             with store.database.read() as connection:
@@ -132,8 +134,22 @@ class Follower:
             only_changes = self._models is not None
             done = sync_directory(self._store, names, only_changes=only_changes, is_stopping=self._is_stopping)
             return done.problems
-        except OSError as error:
+        except (OSError, SettingInvalid) as error:
             return [str(error)]
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    with ExitStack() as stack:
+        try:
+            root_fd = stack.enter_context(opened_root(directory))
+        except (FileExistsError, NotADirectoryError) as error:
+            reason = f"{error.filename} is not a directory"
+            raise SettingInvalid(setting="MMSERVER_REGISTRY_DIR", reason=reason) from error
+        except PermissionError as error:
+            reason = f"{error.filename}: {error.strerror}"
+            raise SettingInvalid(setting="MMSERVER_REGISTRY_DIR", reason=reason) from error
+        yield root_fd
 
 
 def _model_names(root_fd: int, done: Synced) -> list[str]:

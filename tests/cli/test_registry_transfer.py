@@ -60,6 +60,21 @@ def test_what_cannot_be_synced_is_named_and_the_command_fails(mmserver: Run, tre
     assert (tmp_path / "models/hybrid/v1.0.0/mine.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("file", id="a file"),
+        pytest.param("file/models", id="beneath a file"),
+        pytest.param("/sys/mmserver", id="where nobody may write"),
+    ],
+)
+def test_a_place_where_no_directory_can_be_is_a_wrong_setting(mmserver: Run, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("no directory")
+    refused = mmserver("registry", "sync", "--registry-dir", str(tmp_path / place), code=2)
+    assert "MMSERVER_REGISTRY_DIR" in refused.stderr
+    assert str(tmp_path / place).removesuffix("/models") in refused.stderr
+
+
 def test_a_directory_that_is_not_there_is_refused(mmserver: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path in ("nowhere", "file"):
