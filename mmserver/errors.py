@@ -642,6 +642,13 @@ class DatabaseCorrupt(Corrupt):
     template = "the database {path} is damaged: {reason}; run: mmserver snapshot restore FILE"
 
 
+class ObservationsCorrupt(Corrupt):
+    """The file of experiments' predictions and outcomes is damaged; predictions are served and kept beside it meanwhile."""
+
+    code = "observations_corrupt"
+    template = "the observation file {path} is damaged: {reason}; move it away, and a new one is made"
+
+
 class WorkerCrashed(Unavailable):
     """The guarded worker died over these bytes; `how` names the signal or limit."""
 

@@ -146,22 +146,28 @@ def size_of(path: Path) -> int:
 @contextmanager
 def locked_if_ended(path: Path) -> Iterator[bool]:
     """Whether nobody writes to the file any more; while inside, nobody else can find that too."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
+    with names_lock(path.parent):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            yield False
-            return
-        yield True
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            descriptor = -1
+        is_locked = descriptor >= 0 and lock_now(descriptor)
+    try:
+        yield is_locked
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def lock_now(descriptor: int) -> bool:
+    """Lock an open file for this descriptor alone, without waiting; False where another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        return False
+    return True
 
 
 @contextmanager

@@ -1,16 +1,26 @@
 """The observation log of one process, whole: what the server uses of this package."""
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from mmserver.experiments.observations.journal import Journal
+from mmserver.errors import MmserverError, ObservationsCorrupt
+from mmserver.experiments.observations.journal import Journal, journal_files, size_of
+from mmserver.experiments.observations.mover import Mover
+from mmserver.experiments.observations.outcomes import add_outcomes
 from mmserver.experiments.observations.reports import LogStatus, OutcomeReport, PriceReport, PruneReport
+from mmserver.experiments.observations.store import ObservationStore
 from mmserver.experiments.observations.values import Observation, Outcome, Price
 from mmserver.experiments.totals import ExperimentTotals
 
 JOURNALS_DIR = "observations"
 STORE_NAME = "observations.sqlite"
+_FLUSH_WAIT_S = 30.0
+_MAX_PAUSE_S = 30.0
+
+log = logging.getLogger(__name__)
 
 
 class ObservationLog:
@@ -49,10 +59,21 @@ class ObservationLog:
     ) -> None:
         self.journal = Journal(data_dir / JOURNALS_DIR, limit_bytes=journal_bytes)
         self._path = data_dir / STORE_NAME
+        self._retention_days = retention_days
+        self._retention_bytes = retention_bytes
+        self._outcome_grace_s = outcome_grace_s
+        self._move_interval_s = move_interval_s
+        self._now = now
+        self._problem: str | None = None
+        self._n_damaged_bytes = 0
+        self._opened: tuple[ObservationStore, Mover] | None = None
+        self._turn_to_open = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="observations", daemon=True)
 
     def start(self) -> None:
         """Begin to move, in a thread. Never fails for the file's sake: see `status`."""
-        raise NotImplementedError
+        self._thread.start()
 
     def append(self, observation: Observation, *, must_keep: bool) -> None:
         """Keep one prediction: a few microseconds, one write. See `Journal.append`.
@@ -64,7 +85,7 @@ class ObservationLog:
 
     def flush(self) -> None:
         """Move all that any process appended before this call; when it returns, all of it is in the store and its sums."""
-        raise NotImplementedError
+        self._move(lambda mover: mover.move(wait_s=_FLUSH_WAIT_S))
 
     def add_outcomes(
         self, outcomes: Iterable[Outcome], *, experiment_key: int | None = None, dead_band: float | None = None
@@ -76,15 +97,26 @@ class ObservationLog:
             experiment_key: predictions of others count as unknown.
             dead_band: where an outcome has a return and no label, its label is BUY above it, SELL below -dead_band, else HOLD.
         """
-        raise NotImplementedError
+        return add_outcomes(
+            self.store(),
+            outcomes,
+            flush=self.flush,
+            now=self._now(),
+            experiment_key=experiment_key,
+            dead_band=dead_band,
+        )
 
     def add_prices(self, prices: Iterable[Price], *, dead_band: float | None = None) -> PriceReport:
         """Add prices, and the outcomes of all predictions whose horizon they reach; see `prices.add_prices`."""
         raise NotImplementedError
 
+    def store(self) -> ObservationStore:
+        """The file itself, opened; `flush` first for what was appended until now."""
+        return self._open()[0]
+
     def read_totals(self, experiment_key: int) -> ExperimentTotals:
         """The sums of one experiment as of the last move; `flush` first for those of this moment. Empty for an unknown one."""
-        raise NotImplementedError
+        return self.store().read_totals(experiment_key)
 
     def export(self, target: Path, *, experiment_key: int | None = None) -> int:
         """Write predictions and their outcomes to a Parquet file; of one experiment, or all.
@@ -104,8 +136,68 @@ class ObservationLog:
     @property
     def status(self) -> LogStatus:
         """How it goes: what waits, what was dropped, and why nothing can be moved, if so. Touches no file."""
-        raise NotImplementedError
+        journal = self.journal
+        return LogStatus(journal.n_dropped, journal.n_unmoved_bytes, self._n_damaged_bytes, self._problem)
 
     def close(self) -> None:
         """Move what is there, if that is possible, and end; nothing may be appended meanwhile or afterwards."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
         self.journal.close()
+        self._try_to_move(lambda mover: mover.move(wait_s=_FLUSH_WAIT_S))
+        self._forget_store()
+
+    # --- moving -----------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        pause_s = self._move_interval_s
+        while not self._closing.wait(pause_s):
+            has_moved = self._try_to_move(lambda mover: mover.move_if_due(0.9 * self._move_interval_s))
+            # Trying again and again what cannot work would cost more than moving does.
+            pause_s = self._move_interval_s if has_moved else min(max(2 * pause_s, 0.1), _MAX_PAUSE_S)
+
+    def _try_to_move(self, move: Callable[[Mover], object]) -> bool:
+        try:
+            self._move(move)
+        except (MmserverError, OSError) as error:
+            if self._problem != str(error):
+                log.warning("observations stay in their journals: %s", error)
+            self._problem = str(error)
+            return False
+        finally:
+            self._say_unmoved()
+        self._problem = None
+        return True
+
+    def _move(self, move: Callable[[Mover], object]) -> None:
+        mover = self._open()[1]
+        try:
+            move(mover)
+        except ObservationsCorrupt:
+            self._forget_store()  # somebody may put another in its place
+            raise
+        finally:
+            self._n_damaged_bytes += mover.take_damaged_bytes()
+
+    def _say_unmoved(self) -> None:
+        opened = self._opened
+        try:
+            n_bytes = opened[1].unmoved_bytes() if opened else sum(map(size_of, journal_files(self.journal.folder)))
+        except (MmserverError, OSError):
+            return  # what was known goes on to be counted up
+        self.journal.set_unmoved(n_bytes)
+
+    def _open(self) -> tuple[ObservationStore, Mover]:
+        with self._turn_to_open:
+            if self._opened is None:
+                store = ObservationStore(self._path)
+                mover = Mover(self.journal.folder, store, outcome_grace_s=self._outcome_grace_s, now=self._now)
+                self._opened = (store, mover)
+            return self._opened
+
+    def _forget_store(self) -> None:
+        with self._turn_to_open:
+            if self._opened is not None:
+                self._opened[0].close()
+                self._opened = None
