@@ -121,7 +121,8 @@ def _read_path(where: str, path_text: str, settings: Settings, left_bytes: int) 
     except ArtifactUnstable as error:
         if error.values["reason"] == "vanished":
             _refuse(where, f"no such file: {path_text!r}"[:300], error)
-        raise
+        file = path_text[:300]  # not ".", as it is read relative to its directory
+        raise ArtifactUnstable(file=file, reason=error.values["reason"], detail=error.values["detail"]) from error
 
 
 # --- multipart --------------------------------------------------------------------------------------------------------
