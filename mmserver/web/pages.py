@@ -163,7 +163,10 @@ def get_rollback_page(model_name: str) -> flask.Response:
 @blueprint.post("/ui/models/<model_name>/rollback")
 def post_rollback(model_name: str) -> Response:
     """Serve the older version, then show the model."""
-    history.rollback_model(current_store(), model_name, flask.request.form.get("version", ""), current_actor())
+    from mmserver.web.forms import read_form  # not needed to start
+
+    typed = read_form(flask.request, ("version",))
+    history.rollback_model(current_store(), model_name, typed["version"], current_actor())
     return flask.redirect(flask.url_for("pages.get_model_page", model_name=model_name), 303)
 
 

@@ -174,6 +174,29 @@ def test_a_rollback_is_asked_about_and_then_done(changing: Any, group_writer: Ca
 
 
 @pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        pytest.param({"reason": "too many losses"}, "this form has no such field", id="a field that it does not have"),
+        pytest.param({"version": ["first", "latest"]}, "the field is given twice", id="two versions"),
+    ],
+)
+def test_a_rollback_with_more_than_its_form_has_is_refused(
+    changing: Any, group_writer: Callable[..., None], more: dict[str, Any], says: str
+) -> None:
+    name = changing.directory.name
+    first = changing.json(f"/api/models/{name}")["version"]
+    group_writer(changing.directory, "BTCUSDT_ret_1h", seed=8)
+    changing.client.post(f"/api/models/{name}/refresh")
+    newest = changing.json(f"/api/models/{name}")["version"]
+    refused = changing.client.post(
+        f"/ui/models/{name}/rollback", data={"version": first, **more}, headers={"Sec-Fetch-Site": "same-origin"}
+    )
+    assert refused.status_code == 400
+    assert says in refused.text
+    assert changing.json(f"/api/models/{name}")["version"] == newest != first
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         pytest.param({"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"}, id="the browser says cross-site"),
