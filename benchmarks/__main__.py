@@ -30,6 +30,7 @@ NAMES = (
     "client",
     "registry",
     "optimizer",
+    "experiments",
 )
 HEADER_LINES = 2
 """Of a table in Markdown."""

@@ -1,6 +1,5 @@
 """How often a policy promotes and rolls back where the truth is known, looked at as often as a person or a job would."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmserver.experiments.distributions import normal_isf
-from mmserver.experiments.effects import LATENCY_RESOLUTION_MS
-from mmserver.experiments.health import MIN_EXPECTED_UNITS
-from mmserver.experiments.policies import ClassicPolicy, Policy, SequentialPolicy
+from mmserver.experiments.effects import LATENCY_RESOLUTION_MS, RATES
+from mmserver.experiments.health import EXACT_BELOW, exact_statistic
+from mmserver.experiments.policies import Policy, SequentialPolicy
 from mmserver.experiments.rules import (
     Measured,
     Measures,
@@ -21,6 +20,7 @@ from mmserver.experiments.rules import (
     least_p_of_gain,
     sequential_checks,
 )
+from mmserver.experiments.sequences import sequence_halfwidth
 from mmserver.experiments.simulating import ArmSums, Look, Phases, Scenario, Sums, looks_of, seeds_of
 
 Array = NDArray[Any]
@@ -33,6 +33,9 @@ class ErrorRates(msgspec.Struct, frozen=True, kw_only=True):
         ever_promote, ever_rollback, ever_invalid: at any look of the run.
         first_promote, first_rollback: was the first of the two; what a server that acts by itself would have done.
         undecided: neither, to the end. median_hours: until the first of the two, where there was one.
+        ever_missed_accuracy, ever_missed_return: the true difference lay outside the interval that was shown, at any look from
+            the minimums on; of `sequential` its confidence sequence, of `classic` the normal interval over units. None of returns where
+            none were simulated.
     """
 
     policy: str
@@ -44,6 +47,8 @@ class ErrorRates(msgspec.Struct, frozen=True, kw_only=True):
     first_rollback: float
     undecided: float
     median_hours: float | None
+    ever_missed_accuracy: float
+    ever_missed_return: float | None
 
 
 def error_rates(
@@ -63,7 +68,7 @@ def error_rates(
     records: list[list[_Record]] = [[] for _ in policies]
     n_done = 0
     for n_part, generator in seeds_of(seed, n_runs):
-        parts = [_Record(policy, scenario.weights, n_part) for policy in policies]
+        parts = [_Record(policy, scenario, n_part) for policy in policies]
         for look in looks_of(scenario, n_runs=n_part, generator=generator):
             for part in parts:
                 part.look(look)
@@ -71,7 +76,7 @@ def error_rates(
             whole.append(part)
         n_done += n_part
         on_progress(n_done)
-    return [_summary(policy, parts) for policy, parts in zip(policies, records, strict=True)]
+    return [_summary(policy, scenario, parts) for policy, parts in zip(policies, records, strict=True)]
 
 
 @dataclass(slots=True)
@@ -79,27 +84,46 @@ class _Record:
     """What a policy has said of each run so far."""
 
     policy: Policy
-    weights: Mapping[int, float]
+    scenario: Scenario
     n_runs: int
     verdicts: "Verdicts" = field(init=False)
     promoted_at: Array = field(init=False)
     rolled_back_at: Array = field(init=False)
     was_invalid: Array = field(init=False)
+    missed_accuracy: Array = field(init=False)
+    missed_return: Array = field(init=False)
 
     def __post_init__(self) -> None:
-        self.verdicts = Verdicts(self.policy, self.weights, self.n_runs)
+        self.verdicts = Verdicts(self.policy, self.scenario.weights, self.n_runs)
         self.promoted_at = np.full(self.n_runs, np.inf)
         self.rolled_back_at = np.full(self.n_runs, np.inf)
-        self.was_invalid = np.zeros(self.n_runs, bool)
+        self.was_invalid, self.missed_accuracy, self.missed_return = (np.zeros(self.n_runs, bool) for _ in range(3))
 
     def look(self, look: Look) -> None:
         promote, rollback, invalid = self.verdicts.of_look(look)
         self.promoted_at = np.where(promote, np.minimum(self.promoted_at, look.hour), self.promoted_at)
         self.rolled_back_at = np.where(rollback, np.minimum(self.rolled_back_at, look.hour), self.rolled_back_at)
         self.was_invalid |= invalid
+        self.missed_accuracy |= _misses(look, "accuracy", self.scenario.accuracy_gain, self.policy)
+        if self.scenario.return_sd:
+            self.missed_return |= _misses(look, "returns", self.scenario.return_gain, self.policy)
 
 
-def _summary(policy: Policy, parts: list[_Record]) -> ErrorRates:
+def _misses(look: Look, metric: str, truth: float, policy: Policy) -> Array:
+    """Whether the interval that is shown at this look leaves out the truth."""
+    n, n_units = _fewest(tuple(zip(*look.phases.values(), strict=True)), metric)
+    is_enough = (look.hour >= policy.min_hours) & (n >= policy.min_samples) & (n_units >= SequentialPolicy().min_units)
+    found = _averaged(look.phases, metric)
+    if isinstance(policy, SequentialPolicy):
+        n_star = float(policy.planned_units)
+        half = sequence_halfwidth(found.standard_error, found.n, n_star=n_star, alpha=policy.alpha)
+    else:
+        half = found.standard_error * normal_isf(policy.alpha / 2.0)
+    misses: Array = is_enough & (np.abs(found.estimate - truth) > half)
+    return misses
+
+
+def _summary(policy: Policy, scenario: Scenario, parts: list[_Record]) -> ErrorRates:
     promoted = np.concatenate([part.promoted_at for part in parts])
     rolled_back = np.concatenate([part.rolled_back_at for part in parts])
     first = np.minimum(promoted, rolled_back)
@@ -114,6 +138,10 @@ def _summary(policy: Policy, parts: list[_Record]) -> ErrorRates:
         first_rollback=float((rolled_back < promoted).mean()),
         undecided=float((~is_decided).mean()),
         median_hours=float(np.median(first[is_decided])) if is_decided.any() else None,
+        ever_missed_accuracy=float(np.concatenate([part.missed_accuracy for part in parts]).mean()),
+        ever_missed_return=float(np.concatenate([part.missed_return for part in parts]).mean())
+        if scenario.return_sd
+        else None,
     )
 
 
@@ -138,19 +166,19 @@ class Verdicts:
 
 
 def has_wrong_ratio(phases: Phases, weights: Mapping[int, float], *, alpha: float) -> Array:
-    """As the health check has it: the sum of the phases' chi-squares."""
+    """As the health check has it: the sum of the phases' statistics, each with one degree of freedom."""
+    from scipy import special
+
     statistic, n_free = np.zeros(1), np.zeros(1)
     for number, (control, treatment) in phases.items():
         weight, n = weights[number], control.n_units + treatment.n_units
-        is_enough = min(weight, 1.0 - weight) * n >= MIN_EXPECTED_UNITS
-        with np.errstate(invalid="ignore", divide="ignore"):
-            own = (treatment.n_units - weight * n) ** 2 / (weight * (1.0 - weight) * n)
-        statistic = statistic + np.where(is_enough, own, 0.0)
-        n_free = n_free + is_enough
-    if len(phases) == 1:
-        return statistic > normal_isf(alpha / 2.0) ** 2 if alpha > 0.0 else np.zeros(statistic.shape, bool)
-    from scipy import special
-
+        expected = weight * n
+        own = (treatment.n_units - expected) ** 2 / np.maximum((1.0 - weight) * expected, 1e-9)
+        is_small = np.minimum(expected, n - expected) < EXACT_BELOW
+        if is_small.any():
+            own = np.where(is_small, exact_statistic(treatment.n_units, n, weight), own)
+        statistic = statistic + np.where(n > 0.0, own, 0.0)
+        n_free = n_free + (n > 0.0)
     wrong: Array = special.chdtrc(np.maximum(n_free, 1.0), statistic) < alpha
     return wrong
 
@@ -197,7 +225,7 @@ def _averaged(phases: Phases, metric: str, control_factor: float = 1.0) -> Measu
     parts = []
     for control, treatment in phases.values():
         ours, theirs = getattr(treatment, metric).rows, getattr(control, metric).rows
-        parts.append(_ratio_difference(theirs, ours, control_factor, is_rate=metric != "latency"))
+        parts.append(_ratio_difference(theirs, ours, metric, control_factor))
     weights = [weight for *_, weight in parts]
     whole = sum(weights)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -209,13 +237,15 @@ def _averaged(phases: Phases, metric: str, control_factor: float = 1.0) -> Measu
 
 
 def _ratio_difference(
-    control: Array, treatment: Array, control_factor: float, *, is_rate: bool
+    control: Array, treatment: Array, metric: str, control_factor: float
 ) -> tuple[Array, Array, Array, Array]:
     """Estimate, variance, units and weight of one phase; zeros where there are fewer than two units in an arm."""
-    (theirs, their_variance), (ours, our_variance) = (_ratio(rows, is_rate=is_rate) for rows in (control, treatment))
+    (theirs, their_variance), (ours, our_variance) = (
+        _ratio(rows, is_rate=metric in RATES) for rows in (control, treatment)
+    )
     n_control, n_treatment = control[0], treatment[0]
     variance = control_factor**2 * their_variance + our_variance
-    if not is_rate:
+    if metric == "latency":
         variance = np.maximum(variance, LATENCY_RESOLUTION_MS**2 / np.maximum(n_control + n_treatment, 1.0))
     is_known = (n_control >= 2) & (n_treatment >= 2) & (variance > 0.0)
     n = n_control + n_treatment
@@ -269,11 +299,3 @@ def point_measures_of(look: Look) -> PointMeasures:
 def _share(sums: Sums) -> tuple[Array, Array]:
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums.rows[1], sums.rows[2] / sums.rows[1]
-
-
-DEFAULT_POLICIES: tuple[Policy, ...] = (SequentialPolicy(), ClassicPolicy())
-
-
-def simulation_error(rate: float, n_runs: int) -> float:
-    """How far a rate of so many runs may be from the truth, as one standard error."""
-    return math.sqrt(max(rate * (1.0 - rate), 1.0 / n_runs) / n_runs)

@@ -36,6 +36,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         symbol_spread: the standard deviation of the symbols' own accuracies.
         accuracy_drift: by how much both arms' accuracy changes from the first to the last hour.
         latency_sd_ms: of single predictions; they are log-normal.
+        return_sd: of single predictions' returns, which are normal, about zero in the control; there are none where it is 0.
     """
 
     days: float = 30.0
@@ -54,6 +55,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     latency_ms: float = 5.0
     latency_sd_ms: float = 3.0
     latency_increase_ms: float = 0.0
+    return_sd: float = 0.0
+    return_gain: float = 0.0
     autocorrelation: float = 0.0
 
     def __post_init__(self) -> None:
@@ -74,6 +77,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ValueError(f"{name} is {getattr(self, name)}; with it the share would be {value:g}")
         if not self.latency_ms + self.latency_increase_ms > 0.0:
             raise ValueError(f"latency_increase_ms is {self.latency_increase_ms}; no latency would be left")
+        if self.return_gain and not self.return_sd:
+            raise ValueError("return_gain is of returns, and without a return_sd there are none")
         hours = [hour for hour, _ in self.ramps]
         if hours != sorted(set(hours)) or not all(0 < hour < self.n_hours for hour in hours):
             raise ValueError(f"ramps begin at {hours}; their hours must rise, within 0 and {self.n_hours}")
@@ -107,6 +112,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "latency_ms": (1e-3, 1e6),
     "latency_sd_ms": (0.0, 1e6),
     "latency_increase_ms": (-1e6, 1e6),
+    "return_sd": (0.0, 1e6),
+    "return_gain": (-1e6, 1e6),
     "autocorrelation": (0.0, 0.9999),
 }
 
@@ -145,6 +152,7 @@ class ArmSums:
     accuracy: Sums
     errors: Sums
     latency: Sums
+    returns: Sums
 
     def __add__(self, other: Self) -> Self:
         return type(self)(
@@ -152,6 +160,7 @@ class ArmSums:
             self.accuracy + other.accuracy,
             self.errors + other.errors,
             self.latency + other.latency,
+            self.returns + other.returns,
         )
 
     def of_run(self, run: int) -> ArmTotals:
@@ -162,6 +171,7 @@ class ArmSums:
             accuracy=self.accuracy.of_run(run),
             errors=self.errors.of_run(run),
             latency=self.latency.of_run(run),
+            returns=self.returns.of_run(run),
         )
 
 
@@ -221,13 +231,14 @@ class _World:
         self._shape = (n_runs, scenario.n_symbols)
         spread = scenario.symbol_spread * generator.standard_normal(self._shape)
         self._symbol_accuracy = np.clip(scenario.accuracy + spread, 0.0, 1.0)
-        # What lies beneath outcomes, errors and latencies: standard normal at every prediction.
-        self._beneath = generator.standard_normal((3, *self._shape), np.float32)
+        # What lies beneath outcomes, errors, latencies and returns: standard normal at every prediction.
+        n_beneath = 4 if scenario.return_sd else 3
+        self._beneath = generator.standard_normal((n_beneath, *self._shape), np.float32)
 
     def begin_blocks(self, treatment_weight: float) -> None:
         """Assign the symbols anew."""
         self._is_treated = self._generator.random(self._shape) < treatment_weight
-        self._calls, self._errors, self._right, self._ms = (np.zeros(self._shape) for _ in range(4))
+        self._calls, self._errors, self._right, self._ms, self._returns = (np.zeros(self._shape) for _ in range(5))
 
     def pass_hour(self, hour: int) -> None:
         """Let every symbol have its predictions of one hour."""
@@ -242,11 +253,14 @@ class _World:
         for n_before in range(int(self._sizes[0])):
             # Busy symbols are first: of these, each has one prediction more.
             active = slice(0, int(np.count_nonzero(self._sizes > n_before)))
-            right, error, ms = self._next(active)
+            right, error, ms, *returns = self._next(active)
             has_failed = error < error_below[:, active]
             self._errors[:, active] += has_failed
             self._right[:, active] += ~has_failed & (right < right_below[:, active])
             self._ms[:, active] += np.where(has_failed, np.float32(0.0), _latencies(ms, scenario) + added_ms[:, active])
+            for beneath in returns:
+                gain = scenario.return_gain * self._is_treated[:, active]
+                self._returns[:, active] += np.where(has_failed, 0.0, gain + scenario.return_sd * beneath)
 
     def _next(self, active: slice) -> Array:
         rho = np.float32(self._scenario.autocorrelation)
@@ -267,6 +281,7 @@ class _World:
             Sums.of_units(answered, self._right, belongs),
             Sums.of_units(self._calls, self._errors, belongs),
             Sums.of_units(answered, self._ms, belongs),
+            Sums.of_units(answered if self._scenario.return_sd else np.zeros(self._shape), self._returns, belongs),
         )
 
 

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 from experiments.made_totals import after, arm, design, shadow, split
+from scipy import stats
 
 from mmserver.experiments.deciding import Decision, Design, Looks, Recommendation, decide
 from mmserver.experiments.findings import Finding
@@ -176,8 +177,16 @@ def test_a_treated_unit_where_none_should_be_is_invalid() -> None:
     assert found.recommendation.verdict == "invalid"
 
 
-def test_two_treated_units_in_a_row_are_no_mismatch_yet() -> None:
-    assert decided(split(arm(0), arm(2))).health.is_sound
+@pytest.mark.parametrize(("n_control", "n_treatment"), [(0, 1), (0, 2), (38, 12), (900, 130), (9_000, 1_090)])
+def test_few_units_are_judged_by_the_exact_test_and_many_by_the_chi_square(n_control: int, n_treatment: int) -> None:
+    n = n_control + n_treatment
+    found = decided(split(arm(n_control), arm(n_treatment))).health.srm_p
+    if 0.1 * n < 50:
+        exact = stats.binom(n, 0.1)
+        expected = 2 * min(exact.cdf(n_treatment), exact.sf(n_treatment - 1))
+    else:
+        expected = stats.chisquare([n_control, n_treatment], [0.9 * n, 0.1 * n]).pvalue
+    assert found == pytest.approx(min(expected, 1.0), rel=1e-6)
 
 
 def test_a_phase_without_a_weight_is_refused() -> None:

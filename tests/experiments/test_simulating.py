@@ -32,7 +32,14 @@ def pooled(look: Look, metric: str, arm: int) -> float:
 
 def test_the_arms_have_the_shares_they_were_given() -> None:
     scenario = Scenario(
-        days=2, treatment_weight=0.5, accuracy_gain=0.05, error_rate=0.05, error_factor=2.0, latency_increase_ms=1.5
+        return_sd=0.01,
+        return_gain=0.002,
+        days=2,
+        treatment_weight=0.5,
+        accuracy_gain=0.05,
+        error_rate=0.05,
+        error_factor=2.0,
+        latency_increase_ms=1.5,
     )
     last = looks(scenario, n_runs=100)[-1]
     assert last.hour == 48
@@ -42,6 +49,8 @@ def test_the_arms_have_the_shares_they_were_given() -> None:
     assert pooled(last, "accuracy", 1) == pytest.approx(0.60, abs=0.005)
     assert pooled(last, "latency", 0) == pytest.approx(5.0, abs=0.05)
     assert pooled(last, "latency", 1) == pytest.approx(6.5, abs=0.05)
+    assert pooled(last, "returns", 0) == pytest.approx(0.0, abs=1e-4)
+    assert pooled(last, "returns", 1) == pytest.approx(0.002, abs=1e-4)
     control, treatment = last.phases[1]
     assert (control.n_units + treatment.n_units == 48 * 20).all()
     assert (control.errors.rows[1] + treatment.errors.rows[1] == 48 * 100).all()
@@ -96,6 +105,7 @@ def test_each_ramp_begins_a_phase_of_its_own() -> None:
         pytest.param({"n_symbols": 200}, "n_symbols", id="more symbols than predictions"),
         pytest.param({"ramps": ((10, 0.2), (5, 0.5))}, "ramps", id="ramps out of order"),
         pytest.param({"ramps": ((10, 2.0),)}, "ramps", id="ramp above one"),
+        pytest.param({"return_gain": 0.1}, "return_gain", id="gain of no returns"),
         pytest.param({"latency_increase_ms": -9.0}, "latency_increase_ms", id="no latency left"),
     ],
 )
@@ -179,6 +189,19 @@ def test_equal_models_whose_outcomes_resemble_each_other_are_left_alone_too() ->
     (found,) = rates(Scenario(days=10, look_every_hours=2, autocorrelation=0.9), SequentialPolicy())
     assert found.ever_promote <= 0.05
     assert found.ever_rollback <= 0.05
+
+
+def test_the_intervals_shown_hold_at_all_looks_at_once() -> None:
+    month = Scenario(
+        days=10, look_every_hours=2, accuracy_gain=0.01, return_sd=0.01, return_gain=0.001, autocorrelation=0.5
+    )
+    sequential, classic = rates(month, SequentialPolicy(), ClassicPolicy())
+    assert sequential.ever_missed_accuracy <= 0.05
+    assert sequential.ever_missed_return is not None
+    assert sequential.ever_missed_return <= 0.05
+    assert classic.ever_missed_return is not None
+    assert min(classic.ever_missed_accuracy, classic.ever_missed_return) > 0.1
+    assert rates(SHORT, ClassicPolicy(), n_runs=5)[0].ever_missed_return is None
 
 
 def test_a_much_better_model_is_promoted_and_a_worse_one_rolled_back() -> None:
