@@ -555,6 +555,13 @@ class DeadlinePassed(Unavailable):
     template = "the request waited {waited_s:.1f} s for a thread; it was not worked on"
 
 
+class PredictionTooLong(Unavailable):
+    """What the model computes for these numbers takes longer than `prediction_timeout_s`; it was stopped."""
+
+    code = "prediction_too_long"
+    template = "the model was stopped after {timeout_s:g} s with these numbers"
+
+
 class QueueFull(Unavailable):
     """More requests wait for a thread than the queue holds."""
 

@@ -187,12 +187,23 @@ class Converter(msgspec.Struct, frozen=True, kw_only=True):
     convert: Callable[[ModelFile], bytes]
 
 
+class StoppableRun(Protocol):
+    """One call of `predict` that another thread may end early."""
+
+    def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
+        """As `Predictor.predict`; raises anything where it was stopped."""
+
+    def stop(self) -> None:
+        """End it soon; called by another thread, also where it has ended already."""
+
+
 class Predictor(Protocol):
     """A model that is loaded and ready; shared by all threads, so it must not change after it was made.
 
-    Three more members are used where a predictor has them. `accepts_missing: bool` says that NaN means "missing" to the model;
+    Four more members are used where a predictor has them. `accepts_missing: bool` says that NaN means "missing" to the model;
     without it, rows with a missing value are refused before they get here. `may_take_long: bool` says that what a row costs
-    depends on its numbers, so that none is run by a thread that others wait for. `contributions(rows)` says how much each feature
+    depends on its numbers, so that none is run by a thread that others wait for; `stoppable_run() -> StoppableRun` beside it
+    has such a call stopped after `prediction_timeout_s`. `contributions(rows)` says how much each feature
     moves each output's margin, and last what the model gives without any: n_rows × n_outputs × (n_features + 1), adding
     up to the margin; it may raise ValueError for rows that it cannot explain.
     """

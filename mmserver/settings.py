@@ -87,6 +87,11 @@ class Settings:
         30.0,
         "How long a client may take to send a request or to take its answer, and a request may wait.",
     )
+    prediction_timeout_s: float = _setting(
+        duration(0.1),
+        10.0,
+        "How long a graph whose cost depends on a row's numbers may run, as one with a loop, before it is stopped.",
+    )
     connection_limit: int = _setting(
         whole(1, 100_000),
         1000,

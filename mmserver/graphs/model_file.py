@@ -14,6 +14,7 @@ from mmserver.graphs.probing import probe_rows
 from mmserver.graphs.running import STEP, GraphRunner, batch_difference
 from mmserver.graphs.sessions import open_session, runtime
 from mmserver.graphs.signature import Signature, signature_of
+from mmserver.graphs.varying import varies
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -55,6 +56,9 @@ def model_file_from_onnx(
     content = whole_graph(content, files or {})
     session = open_session(content)
     signature = signature_of(session, input_shape=input_shape, outputs=outputs)
+    may_take_long = varies(content, signature.input_name)
+    if may_take_long:
+        session = open_session(content, varies=True)
     rows = probe_rows(signature.n_features)
     difference = _tried(session, signature, rows, is_adaptive=_ADAPTIVE in content)
     widths = {name: values.shape[1] for name, values in GraphRunner(session, signature).run(rows[:1]).items()}
@@ -73,7 +77,8 @@ def model_file_from_onnx(
             **(summary or {}),
             "graph": msgspec.json.decode(msgspec.json.encode(signature)),
             "accepts_missing": False,  # until a comparison with a source proves it
-            "runs_together": runs_together,
+            "runs_together": runs_together and not may_take_long,
+            "may_take_long": may_take_long,
             "batch_difference": difference,
             "outputs": widths,
             "written_by": _written_by(session),

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from mmserver.formats import FloatRows, ModelFile
-from mmserver.graphs.running import STEP, GraphRunner, runs_together_here
+from mmserver.graphs.running import STEP, GraphRunner, StoppableRun, runs_together_here
 from mmserver.graphs.sessions import open_session
 from mmserver.graphs.signature import Signature
+from mmserver.graphs.varying import varies
 
 SIZE_FACTOR = 3
 """Memory of a session, in sizes of its file: the weights, their copy in the order that the kernels want."""
@@ -18,12 +19,6 @@ Source:
     measured with onnxruntime 1.31: 10 MB for 32 rows of 60 x 110 through an LSTM of 256, 0.1 MB or less for dense layers.
 """
 SIZE_OF_A_SESSION_BYTES = 1 << 20
-_LOOP = b"\x22\x04Loop"
-"""A node of this operator, as the file has it: how often it runs may be computed from the row.
-
-Source:
-    onnx.proto3, NodeProto.op_type: field 4, a string.
-"""
 
 
 class OnnxPredictor:
@@ -32,12 +27,15 @@ class OnnxPredictor:
     def __init__(self, model: ModelFile, execution_providers: Sequence[str] = ()) -> None:
         """Open the stored content; `summary` has what was found out when it was read."""
         signature = msgspec.convert(model.summary["graph"], Signature)
-        session = open_session(model.content, execution_providers)
-        together = bool(model.summary["runs_together"]) and runs_together_here(session, signature)
+        known = model.summary.get("may_take_long")  # models that were read by an earlier mmserver have none
+        self.may_take_long = bool(varies(model.content, signature.input_name) if known is None else known)
+        session = open_session(model.content, execution_providers, varies=self.may_take_long)
+        together = (
+            not self.may_take_long and bool(model.summary["runs_together"]) and runs_together_here(session, signature)
+        )
         step = STEP if together else 1
         self._runner = GraphRunner(session, signature, step=step)
         self.accepts_missing = bool(model.summary.get("accepts_missing"))
-        self.may_take_long = _LOOP in model.content
         self.n_features = model.n_features
         buffers_bytes = BUFFERS_FACTOR * step * model.n_features * 4
         self.size_bytes = SIZE_OF_A_SESSION_BYTES + SIZE_FACTOR * len(model.content) + buffers_bytes
@@ -45,6 +43,10 @@ class OnnxPredictor:
     def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
         """The graph's outputs under their own names, its labels left out."""
         return self._runner.run(rows)
+
+    def stoppable_run(self) -> StoppableRun:
+        """One run that another thread can stop."""
+        return StoppableRun(self._runner)
 
 
 def onnx_predictor(model: ModelFile, execution_providers: Sequence[str] = ()) -> OnnxPredictor:

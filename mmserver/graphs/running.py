@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmserver.formats import FloatRows
+from mmserver.graphs.sessions import runtime
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -29,8 +30,8 @@ class GraphRunner:
         self._outputs = list(signature.outputs)
         self._step = 1 if signature.has_fixed_batch else step
 
-    def run(self, rows: FloatRows) -> dict[str, FloatRows]:
-        """Every output of every row, in float32.
+    def run(self, rows: FloatRows, options: "onnxruntime.RunOptions | None" = None) -> dict[str, FloatRows]:
+        """Every output of every row, in float32; `options` can stop it.
 
         Shapes:
             rows: n_rows × n_features, at least one. An output of more axes is laid out flat, in C order.
@@ -41,13 +42,29 @@ class GraphRunner:
         shaped = rows.reshape(self._shape).astype(self._dtype, copy=False)
         step = self._step
         if len(rows) <= step:
-            return self._tables(shaped)
-        parts = [self._tables(shaped[at : at + step]) for at in range(0, len(rows), step)]
+            return self._tables(shaped, options)
+        parts = [self._tables(shaped[at : at + step], options) for at in range(0, len(rows), step)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
-    def _tables(self, shaped: FloatRows) -> dict[str, FloatRows]:
-        found = self._session.run(self._outputs, {self._signature.input_name: shaped})
+    def _tables(self, shaped: FloatRows, options: "onnxruntime.RunOptions | None") -> dict[str, FloatRows]:
+        found = self._session.run(self._outputs, {self._signature.input_name: shaped}, options)
         return {name: _table(name, values, len(shaped)) for name, values in zip(self._outputs, found, strict=True)}
+
+
+class StoppableRun:
+    """One run through a graph; it ends soon after it was stopped, between two nodes, and raises."""
+
+    def __init__(self, runner: GraphRunner) -> None:
+        self._runner = runner
+        self._options = runtime().RunOptions()
+
+    def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
+        """As `GraphRunner.run`; raises what the library does where it was stopped."""
+        return self._runner.run(rows, self._options)
+
+    def stop(self) -> None:
+        """From any thread."""
+        self._options.terminate = True
 
 
 def _table(name: str, values: object, n_rows: int) -> FloatRows:

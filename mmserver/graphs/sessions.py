@@ -1,5 +1,6 @@
 """ONNX Runtime sessions, opened one way everywhere: from bytes, on the caller's thread, telling nobody."""
 
+import functools
 import importlib
 import logging
 import os
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 CPU = "CPUExecutionProvider"
+MAX_VARYING_BYTES = 1 << 30
+"""Of all tensors of all graphs in a process whose rows differ in what they need."""
 _SILENT = 4  # only what ends the process is written to standard error; everything else is raised
 log = logging.getLogger(__name__)
 
@@ -27,16 +30,23 @@ def runtime() -> ModuleType:
     return importlib.import_module("onnxruntime")
 
 
-def open_session(content: bytes, execution_providers: Sequence[str] = ()) -> "onnxruntime.InferenceSession":
+def open_session(
+    content: bytes, execution_providers: Sequence[str] = (), *, varies: bool = False
+) -> "onnxruntime.InferenceSession":
     """A session on one thread.
 
     execution_providers: in the order of preference; those that are not installed are left out, the CPU is always the last.
+    varies: a row may need far more memory than another, and fails where that is more than all such graphs may have.
 
     Raises:
         Undecodable: onnxruntime does not load it.
     """
     library = runtime()
     options = session_options(library)
+    if varies:
+        _bound_memory()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     try:
         return library.InferenceSession(content, options, providers=_usable(library, execution_providers))
     except Exception as error:  # the library has a dozen classes for it, which share no base
@@ -49,6 +59,16 @@ def session_options(library: ModuleType) -> "onnxruntime.SessionOptions":
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = _SILENT
     return options
+
+
+@functools.cache
+def _bound_memory() -> None:
+    """Give the library, once, the memory that sessions share which ask for that."""
+    library = runtime()
+    memory = library.OrtMemoryInfo("Cpu", library.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, library.OrtMemType.DEFAULT)
+    as_requested = 1
+    settings = {"max_mem": MAX_VARYING_BYTES, "arena_extend_strategy": as_requested}
+    library.create_and_register_allocator(memory, library.OrtArenaCfg(settings))
 
 
 def _usable(library: ModuleType, wanted: Sequence[str]) -> list[str]:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from mmserver.formats import FloatRows, ModelFile, Predictor
+from mmserver.errors import PredictionTooLong
+from mmserver.formats import FloatRows, ModelFile, Predictor, StoppableRun
 from mmserver.plugin_loading import Plugins
 from mmserver.serving.cpus import beside_python
 from mmserver.trees.exact import EXACT, exact_from_model_file, is_proven_exact
@@ -70,31 +71,42 @@ class Engine(Protocol):
         """
 
 
-def load_engine(model: ModelFile, plugins: Plugins) -> Engine | None:
+def load_engine(model: ModelFile, plugins: Plugins, *, timeout_s: float | None = None) -> Engine | None:
     """The engine that the ingest proof allows for the model; None where no plugin runs its kind.
+
+    timeout_s: after which a run is stopped of what may take long and can be stopped; without, none is.
 
     Nothing of xgboost or onnxruntime is imported for a model that the exact evaluator runs.
     """
     if model.kind == TREES and is_proven_exact(model):
         return ExactEngine(model, plugins)
     predictor = plugins.load_predictor(model)
-    return None if predictor is None else LibraryEngine(model.kind, predictor)
+    return None if predictor is None else LibraryEngine(model.kind, predictor, timeout_s=timeout_s)
 
 
 class LibraryEngine:
     """A plugin's predictor."""
 
-    def __init__(self, name: str, predictor: Predictor) -> None:
+    def __init__(self, name: str, predictor: Predictor, *, timeout_s: float | None = None) -> None:
         self.name = name
         self._predictor = predictor
+        self._timeout_s = timeout_s or 0.0
         self.n_features = predictor.n_features
         self.size_bytes = predictor.size_bytes
         self.accepts_missing = bool(getattr(predictor, "accepts_missing", False))
         self.may_take_long = bool(getattr(predictor, "may_take_long", False))
+        stoppable: Callable[[], StoppableRun] | None = getattr(predictor, "stoppable_run", None)
+        self._stoppable_run = stoppable if self.may_take_long and timeout_s is not None else None
         self._row_ns = 0.0  # of the last call
 
     def predict(self, rows: FloatRows) -> Mapping[str, FloatRows]:
-        """What the predictor gives."""
+        """What the predictor gives.
+
+        Raises:
+            PredictionTooLong: it was stopped.
+        """
+        if self._stoppable_run is not None:
+            return _in_time(self._stoppable_run(), rows, self._timeout_s)
         begun_ns = time.perf_counter_ns()
         with beside_python(is_long=self._row_ns * len(rows) > LONG_NS):
             outputs = self._predictor.predict(rows)
@@ -185,3 +197,24 @@ def _contributions(predictor: Predictor, name: str, rows: FloatRows) -> FloatRow
     with beside_python(is_long=True):
         contributions: FloatRows = explain(rows)
     return contributions
+
+
+def _in_time(run: StoppableRun, rows: FloatRows, timeout_s: float) -> Mapping[str, FloatRows]:
+    is_late = threading.Event()
+
+    def stop() -> None:
+        is_late.set()
+        run.stop()
+
+    timer = threading.Timer(timeout_s, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        with beside_python(is_long=True):
+            return run.predict(rows)
+    except Exception as error:
+        if is_late.is_set():
+            raise PredictionTooLong(timeout_s=timeout_s) from error
+        raise
+    finally:
+        timer.cancel()

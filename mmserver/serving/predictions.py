@@ -20,6 +20,7 @@ from mmserver.errors import (
     NotExplainable,
     PredictionFailed,
     PredictionNotFinite,
+    PredictionTooLong,
     TooManyRows,
 )
 from mmserver.formats import Decision, FloatRows
@@ -47,7 +48,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One prediction that is asked for. Without `model_name` the only model that has the symbol is meant, or the default."""
+    """One prediction that is asked for. Without `model_name` the only model that has the symbol is meant, or the default.
+
+    `experiment_id` and `unit_id` are for whoever puts requests into experiments; nothing here looks at them.
+    """
 
     symbol: str
     features: Features
@@ -55,11 +59,13 @@ class Asked:
     version: str | None = None
     as_of: datetime | None = None
     explain: bool = False
+    experiment_id: str | None = None
+    unit_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answer."""
+    """One answer; the last fields are there if it belongs to an experiment."""
 
     symbol: str
     decision: Decision
@@ -70,6 +76,10 @@ class Prediction:
     prediction_id: str
     contributions: dict[str, Any] | None = None
     """How much each factor moved the margin, and the base: they sum to it. Of several outputs, a list under `outputs`."""
+    variant: str | None = None
+    experiment_id: str | None = None
+    fallback: str | None = None
+    """The code of the error for which the control answers in the treatment's place."""
 
 
 @dataclass(slots=True)
@@ -148,6 +158,15 @@ class Serving:
             NotInterpretable; PredictionFailed, PredictionNotFinite
         """
         resolved = self.resolve(asked.symbol, asked.model_name, asked.version, asked.as_of)
+        return self.predict_resolved(asked, resolved, waited_ns)[0]
+
+    def predict_resolved(
+        self, asked: Asked, resolved: Resolved, waited_ns: int = 0, prediction_id: str | None = None
+    ) -> tuple[Prediction, FloatRows]:
+        """As `predict`, with the version and group that were found before; and the row that the features became.
+
+        `prediction_id`: one that `new_prediction_id` gave, where it was needed before.
+        """
         begun_ns = time.perf_counter_ns()
         try:
             loaded = self.loaded(resolved)
@@ -157,7 +176,7 @@ class Serving:
             self.statistics.failed(resolved.version, resolved.group, time.perf_counter_ns() - begun_ns)
             raise
         decision = self.predict_row(resolved, loaded, row, begun_ns, waited_ns)
-        return self._prediction(asked, resolved, loaded, decision, explained)
+        return self._prediction(asked, resolved, loaded, decision, explained, prediction_id=prediction_id), row
 
     def predict_row(
         self,
@@ -415,6 +434,8 @@ class Serving:
         loaded: LoadedModel,
         decision: Decision,
         explained: dict[str, Any] | None,
+        *,
+        prediction_id: str | None = None,
     ) -> Prediction:
         return Prediction(
             symbol=asked.symbol,
@@ -422,7 +443,7 @@ class Serving:
             model_name=resolved.version.model_name,
             version=resolved.version.label,
             model_info=self.model_info(resolved, loaded),
-            prediction_id=self.new_prediction_id(),
+            prediction_id=prediction_id or self.new_prediction_id(),
             contributions=explained,
         )
 
@@ -446,8 +467,8 @@ def _not_finite(group_key: str, outputs: Mapping[str, FloatRows]) -> PredictionN
     return PredictionNotFinite(group_key=group_key, value="something that is not finite", output="an output")
 
 
-def _prediction_failed(group_key: str, error: Exception) -> PredictionFailed:
-    if isinstance(error, PredictionFailed):
+def _prediction_failed(group_key: str, error: Exception) -> PredictionFailed | PredictionTooLong:
+    if isinstance(error, PredictionFailed | PredictionTooLong):
         return error
     log.error("%s: its library failed", group_key, exc_info=error)
     return PredictionFailed(group_key=group_key, reason=type(error).__name__)

@@ -277,7 +277,7 @@ class Predictors:
 
     def _built(self, group: Group, stored: StoredModel) -> LoadedModel:
         model, record = stored.model, stored.record
-        engine = load_engine(model, self._store.plugins)
+        engine = load_engine(model, self._store.plugins, timeout_s=self._store.settings.prediction_timeout_s)
         if engine is None:
             raise GroupHasNoModel(group_key=group.group_key, reason=f"no plugin runs {model.kind} models")
         row_shape = model.input_shape or (len(group.factors),)

@@ -9,6 +9,7 @@ import pickle
 import socket
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +309,21 @@ def test_a_row_that_keeps_a_graph_busy_for_ever_keeps_nobody_else_waiting(server
         for _ in range(20):
             assert server.client.get("/livez").status_code == 200
             assert server.client.post("/predict", json=ask).json()["model_version"] == "1.0.0"
+
+
+def test_rows_that_keep_every_thread_busy_for_ever_are_stopped_and_said_to_have_been(servers: Any) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed (the extra onnx)")
+    server = servers.start("--threads", "2", MMSERVER_PREDICTION_TIMEOUT_S="1s")
+    assert upload(server, "looping", "model.onnx", looping(None)).status_code == 201
+
+    def ask(number: float) -> Any:
+        tensor = {"name": "features", "shape": [1, 5], "datatype": "FP32", "data": [number] * 5}
+        return server.client.post("/v2/models/looping/infer", json={"inputs": [tensor]}, timeout=120)
+
+    with ThreadPoolExecutor(6) as clients:
+        refusals = list(clients.map(ask, [1e15] * 6))
+    assert [response.status_code for response in refusals] == [503] * 6
+    assert all("was stopped after 1 s" in response.text for response in refusals)
+    assert all("Retry-After" in response.headers for response in refusals)
+    assert ask(2.0).status_code == 200
+    assert server.client.get("/models").status_code == 200

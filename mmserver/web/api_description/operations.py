@@ -91,7 +91,9 @@ OF_STORED_DATA: tuple[AnyError, ...] = (
     errors.DatabaseBusy, errors.DatabaseCorrupt, errors.BlobCorrupt, errors.BlobNotFound
 )  # fmt: skip
 """Where the database is read."""
-OF_A_PREDICTOR: tuple[AnyError, ...] = (errors.GroupHasNoModel, errors.PredictorUnloadable, errors.NotReady)
+OF_A_PREDICTOR: tuple[AnyError, ...] = (
+    errors.GroupHasNoModel, errors.PredictorUnloadable, errors.NotReady, errors.PredictionTooLong
+)  # fmt: skip
 """Where a model is run, or loaded to be run."""
 OF_A_CHANGE: tuple[AnyError, ...] = (
     errors.ReadOnly, errors.CrossSite, errors.DatabaseBusy, errors.DatabaseCorrupt, errors.WritesStopped, errors.DiskFull,
