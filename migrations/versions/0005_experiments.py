@@ -31,7 +31,7 @@ def upgrade() -> None:
         sa.Column("auto", sa.Integer(), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("applied", sa.Text(), nullable=True),
-        sa.Column("serving_id", sa.Integer(), nullable=True),
+        sa.Column("audit_id", sa.Integer(), nullable=True),
         sa.Column("created_at", sa.Text(), nullable=False),
         sa.Column("created_by", sa.Text(), nullable=False),
         sa.Column("started_at", sa.Text(), nullable=True),

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, and_, func, or_, select
 
 from mmserver.errors import VersionInUse
 from mmserver.storage.tables import (
+    AuditRow,
     ExperimentPhaseRow,
     ExperimentRow,
     ModelRow,
@@ -23,8 +24,9 @@ from mmserver.storage.tables import (
 
 RUNNING = "running"
 NO_EXPERIMENTS: Mapping[str, tuple["RunningExperiment", ...]] = MappingProxyType({})
-_SOMEBODYS_WILL = ("promoted", "rolled_back", "unstaged")
-"""Reasons of a serving that somebody asked for; other versions are served because they arrived."""
+_INTO_SERVICE = ("version.promoted", "version.rolled_back", "model.rolled_back")
+_LEAVING = ("version.staged", "version.unstaged")
+"""What the audit calls it when somebody says what a model serves; the second only where it was `left` by production."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +69,34 @@ def load_running(connection: Connection) -> Mapping[str, tuple[RunningExperiment
     return MappingProxyType({name: tuple(ones) for name, ones in found.items()}) if found else NO_EXPERIMENTS
 
 
-def serving_label_since(connection: Connection, model_name: str, serving_id: int | None) -> str | None:
-    """What somebody put into service of the model last, after that row of `servings`; None where nobody did."""
-    query = (
+def overruling_label(connection: Connection, control: ArmVersion, audit_id: int | None) -> str | None:
+    """What the control's model serves, if somebody had a say in that after that row of the audit, and it is not the control.
+
+    A version that is served because it arrived overrules nothing.
+    """
+    said = (
+        select(AuditRow.id)
+        .where(
+            AuditRow.target == control.model_name,
+            AuditRow.id > (audit_id or 0),
+            or_(
+                AuditRow.action.in_(_INTO_SERVICE),
+                and_(AuditRow.action.in_(_LEAVING), func.json_extract(AuditRow.detail, "$.left") == "production"),
+            ),
+        )
+        .limit(1)
+    )
+    if connection.execute(said).first() is None:
+        return None
+    served = (
         select(ServingRow.version_label)
         .join(ModelRow, ModelRow.id == ServingRow.model_id)
-        .where(ModelRow.name == model_name, ServingRow.id > (serving_id or 0), ServingRow.reason.in_(_SOMEBODYS_WILL))
+        .where(ModelRow.name == control.model_name)
         .order_by(ServingRow.id.desc())
         .limit(1)
     )
-    return connection.execute(query).scalar()
+    label = connection.execute(served).scalar()
+    return None if label == control.version else label
 
 
 def running_labels(connection: Connection, model_name: str) -> set[str]:
@@ -110,7 +130,6 @@ def check_not_in_experiment(connection: Connection, model_name: str, version: st
 def _experiment_from_row(connection: Connection, row: Row[Any]) -> RunningExperiment:
     control = ArmVersion(row.control_model, row.control_version)
     treatment = ArmVersion(row.treatment_model, row.treatment_version)
-    put = serving_label_since(connection, control.model_name, row.serving_id)
     return RunningExperiment(
         key=row.id,
         experiment_id=row.experiment_id,
@@ -124,7 +143,7 @@ def _experiment_from_row(connection: Connection, row: Row[Any]) -> RunningExperi
         phase=row.phase,
         salt=row.salt,
         treatment_weight=row.treatment_weight,
-        overruled_by=None if put is None or put == control.version else put,
+        overruled_by=overruling_label(connection, control, row.audit_id),
         treatment_trouble=_trouble(connection, treatment),
     )
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 import msgspec
 from sqlalchemy import Connection, Row, Select, select
 
-from mmserver.catalog.running import ArmVersion, serving_label_since
+from mmserver.catalog.running import ArmVersion, overruling_label
 from mmserver.catalog.store import Store
 from mmserver.errors import ExperimentNotFound
 from mmserver.experiments.assignment import NamespaceSlice, UnitKind
@@ -145,11 +145,11 @@ def experiment_from_row(connection: Connection, row: Row[Any]) -> Experiment:
     """The row with its phases."""
     query = select(ExperimentPhaseRow.__table__).where(ExperimentPhaseRow.experiment_key == row.id)
     phases = connection.execute(query.order_by(ExperimentPhaseRow.phase)).all()
-    put = serving_label_since(connection, row.control_model, row.serving_id) if row.status == RUNNING else None
+    control = ArmVersion(row.control_model, row.control_version)
     return Experiment(
         key=row.id,
         experiment_id=row.experiment_id,
-        control=ArmVersion(row.control_model, row.control_version),
+        control=control,
         treatment=ArmVersion(row.treatment_model, row.treatment_version),
         mode=cast(Mode, row.mode),
         unit=cast(UnitKind, row.unit),
@@ -169,7 +169,7 @@ def experiment_from_row(connection: Connection, row: Row[Any]) -> Experiment:
         stopped_at=_moment(row.stopped_at),
         applied_at=_moment(row.applied_at),
         deadline_at=_moment(row.deadline_at),
-        overruled_by=None if put is None or put == row.control_version else put,
+        overruled_by=overruling_label(connection, control, row.audit_id) if row.status == RUNNING else None,
     )
 
 

@@ -27,9 +27,8 @@ from mmserver.experiments.experiments import (
     slice_from_row,
 )
 from mmserver.experiments.planning import Plan, checked_weight, resolved_arms
-from mmserver.registry.finding import find_model, last_served_id
 from mmserver.storage.audit import record_audit
-from mmserver.storage.tables import ExperimentPhaseRow, ExperimentRow, ServingRow
+from mmserver.storage.tables import AuditRow, ExperimentPhaseRow, ExperimentRow
 from mmserver.storage.times import text_from_datetime
 
 
@@ -53,7 +52,7 @@ def create_experiment(store: Store, plan: Plan, by: Actor, *, start: bool) -> Ex
         key = connection.execute(insert(ExperimentRow).values(values).returning(ExperimentRow.id)).scalar_one()
         first = {"experiment_key": key, "phase": 1, "salt": salt_of(plan.experiment_id, 1)}
         connection.execute(insert(ExperimentPhaseRow).values({**first, "treatment_weight": plan.treatment_weight}))
-        _audit(connection, at, by, "experiment.created", plan.experiment_id, _detail(plan, values))
+        _audit(connection, at, by, "experiment.created", plan.experiment_id, detail=_detail(plan, values))
         if start:
             _start(connection, plan.experiment_id, at, by)
 
@@ -78,7 +77,7 @@ def update_experiment(store: Store, plan: Plan, by: Actor) -> Experiment:
             .where(ExperimentPhaseRow.experiment_key == row.id)
             .values(treatment_weight=plan.treatment_weight)
         )
-        _audit(connection, at, by, "experiment.changed", plan.experiment_id, _detail(plan, values))
+        _audit(connection, at, by, "experiment.changed", plan.experiment_id, detail=_detail(plan, values))
 
     return _change(store, plan.experiment_id, change)
 
@@ -131,7 +130,7 @@ def ramp_experiment(
             "phase": phase,
             "redraw": redraw,
         }
-        _audit(connection, at, by, "experiment.ramped", experiment_id, detail)
+        _audit(connection, at, by, "experiment.ramped", experiment_id, detail=detail)
 
     return _change(store, experiment_id, ramp)
 
@@ -148,7 +147,7 @@ def stop_experiment(store: Store, experiment_id: str, by: Actor) -> Experiment:
         if row.status in (STOPPED, APPLIED):
             return
         _set(connection, row.id, status=STOPPED, stopped_at=at)
-        _audit(connection, at, by, "experiment.stopped", experiment_id, {"status": row.status})
+        _audit(connection, at, by, "experiment.stopped", experiment_id, detail={"status": row.status})
 
     return _change(store, experiment_id, stop)
 
@@ -164,7 +163,7 @@ def note_applied(store: Store, experiment_id: str, applied: Applied, detail: dic
     def note(connection: Connection, at: str) -> None:
         row = _in_status(connection, experiment_id, (STOPPED,), "stop it first; a result is applied once")
         _set(connection, row.id, status=APPLIED, applied_at=at, applied=applied)
-        _audit(connection, at, by, "experiment.applied", experiment_id, {"action": applied, **detail})
+        _audit(connection, at, by, "experiment.applied", experiment_id, detail={"action": applied, **detail})
 
     return _change(store, experiment_id, note)
 
@@ -179,18 +178,12 @@ def _start(connection: Connection, experiment_id: str, at: str, by: Actor) -> No
     if row.deadline_at is not None and row.deadline_at <= at:
         problem = f"{row.deadline_at} is over"
         raise RequestInvalid(f"deadline_at: {problem}", errors=[{"loc": "deadline_at", "msg": problem}])
-    model = find_model(connection, row.control_model)
-    serving_id = connection.execute(select(func.max(ServingRow.id)).where(ServingRow.model_id == model.id)).scalar()
-    _set(connection, row.id, status=RUNNING, started_at=at, serving_id=serving_id)
+    audit_id = connection.execute(select(func.max(AuditRow.id))).scalar()
+    _set(connection, row.id, status=RUNNING, started_at=at, audit_id=audit_id)
     connection.execute(
         update(ExperimentPhaseRow).where(ExperimentPhaseRow.experiment_key == row.id).values(started_at=at)
     )
-    served = connection.execute(_label_of(last_served_id(connection, model.id))).scalar()
-    _audit(connection, at, by, "experiment.started", experiment_id, {"served": served})
-
-
-def _label_of(version_id: int | None) -> Any:
-    return select(ServingRow.version_label).where(ServingRow.version_id == version_id).limit(1)
+    _audit(connection, at, by, "experiment.started", experiment_id, detail={"model_name": row.control_model})
 
 
 def _check_apart(connection: Connection, row: Row[Any]) -> None:
@@ -264,9 +257,9 @@ def _set(connection: Connection, key: int, **values: Any) -> None:
     connection.execute(update(ExperimentRow).where(ExperimentRow.id == key).values(values))
 
 
-def _audit(connection: Connection, at: str, by: Actor, action: str, experiment_id: str, detail: dict[str, Any]) -> None:
+def _audit(connection: Connection, at: str, by: Actor, action: str, target: str, *, detail: dict[str, Any]) -> None:
     record_audit(
-        connection, at=at, actor=by.name, action=action, target=experiment_id, detail=detail, request_id=by.request_id
+        connection, at=at, actor=by.name, action=action, target=target, detail=detail, request_id=by.request_id
     )
 
 

@@ -367,8 +367,8 @@ class ExperimentRow(Row):
     status: Mapped[str] = required(Text, index=True)  # "draft" | "running" | "stopped" | "applied"
     # "promote" | "rollback" | "keep": what was done at its end
     applied: Mapped[str | None] = optional(Text)
-    # the last row of `servings` of the control's model when it started
-    serving_id: Mapped[int | None] = optional(Integer)
+    # the last row of the audit when it started: what was done to the control's model since then overrules it
+    audit_id: Mapped[int | None] = optional(Integer)
     created_at: Mapped[str] = required(Text)
     created_by: Mapped[str] = required(Text)
     started_at: Mapped[str | None] = optional(Text)

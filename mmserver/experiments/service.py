@@ -1,0 +1,245 @@
+"""Predictions of one process while experiments run: put into an arm, logged before they are answered, else as ever.
+
+The treatment never costs an answer: where it is archived, gone or fails, the control answers, says so, and the failure counts
+against the treatment. What must be logged and cannot be is not answered.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+from mmserver.catalog.running import ArmVersion
+from mmserver.errors import Corrupt, MmserverError, Unavailable
+from mmserver.experiments.active import Assignment, assigned, candidates
+from mmserver.experiments.observations.values import Observation, ShadowAnswer
+from mmserver.formats import Decision
+from mmserver.serving.interpretation import DIRECTION_CODES, NoInterpreter
+from mmserver.serving.predictions import Asked, Prediction, Serving
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_US_PER_S = 1e6
+
+
+class Appending(Protocol):
+    """What observations are handed to: `ObservationLog`."""
+
+    def append(self, observation: Observation, *, must_keep: bool) -> None:
+        """Keep it, or raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a request in an experiment, before anything of it is kept or told.
+
+    `observation` is None where the client's own mistake is all there is to tell.
+    """
+
+    answer: Prediction | MmserverError
+    observation: Observation | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """What one arm made of the features."""
+
+    prediction: Prediction | None
+    features: bytes
+    latency_us: int
+    error: MmserverError | None = None
+
+
+class Experimenter:
+    """What predictions go through while experiments run; safe for all threads."""
+
+    def __init__(self, serving: Serving, log: Appending) -> None:
+        self._serving = serving
+        self._log = log
+
+    def predict(self, asked: Asked, waited_ns: int = 0) -> Prediction:
+        """One prediction, in an arm if it belongs to an experiment.
+
+        Raises:
+            what `Serving.predict` does; FieldsInvalid: see `assigned`.
+            Overloaded, DiskFull: it belongs to an experiment and cannot be logged.
+        """
+        assignment = self.assigned(asked)
+        if assignment is None:
+            return self._serving.predict(asked, waited_ns)
+        return self.kept(self.scored(asked, assignment, waited_ns))
+
+    def predict_many(self, asked: Sequence[Asked], together: int | None = None) -> list[Prediction | MmserverError]:
+        """As `Serving.predict_many`. What belongs to an experiment is scored one by one: how long a row takes together with others
+        says nothing of its arm.
+        """
+        self._serving.check_n_rows(len(asked))
+        answers: dict[int, Prediction | MmserverError] = {}
+        for at, one in enumerate(asked):
+            try:
+                assignment = self.assigned(one)
+                if assignment is not None:
+                    answers[at] = self.kept(self.scored(one, assignment))
+            except MmserverError as error:
+                answers[at] = error
+        rest = iter(self._serving.predict_many([one for at, one in enumerate(asked) if at not in answers], together))
+        return [answers[at] if at in answers else next(rest) for at in range(len(asked))]
+
+    def assigned(self, asked: Asked, model_name: str | None = None) -> Assignment | None:
+        """The arm that the request gets; None where it belongs to no running experiment.
+
+        `model_name`: the model that is meant, if that is known already.
+
+        Raises:
+            FieldsInvalid: it names an experiment that it cannot be put into as it is.
+        """
+        store = self._serving.store
+        catalog = store.catalog
+        if not catalog.experiments or store.read_only:  # which could log nothing
+            return None
+        model_name = asked.model_name or model_name
+        if model_name is None and asked.experiment_id is None:
+            model_name = self._model_found_by_symbol(asked)
+        found = candidates(catalog, asked, model_name)
+        if not found:
+            return None
+        prediction_id, now = self._serving.new_prediction_id(), store.now()
+        for experiment in found:
+            assignment = assigned(experiment, asked, prediction_id, now)
+            if assignment is not None:
+                return assignment
+        return None
+
+    def is_ready(self, asked: Asked, assignment: Assignment, most_ns: float) -> bool:
+        """Whether `scored` would take at most that long: both arms are loaded, whichever was drawn, so that being slow or not
+        loaded moves nobody to the other arm.
+        """
+        experiment = assignment.experiment
+        arms = (experiment.control,) if experiment.treatment_trouble else (experiment.control, experiment.treatment)
+        for arm in arms:
+            resolved = self._serving.known(asked.symbol, arm.model_name, arm.version)
+            loaded = None if resolved is None else self._serving.held(resolved)
+            if loaded is None or len(arms) * loaded.row_cost_ns > most_ns:
+                return False
+            if arm is experiment.control and (
+                isinstance(loaded.interpreter, NoInterpreter) or len(asked.features) not in loaded.layout.lengths
+            ):
+                return False  # it is refused anyway
+        return True
+
+    def scored(self, asked: Asked, assignment: Assignment, waited_ns: int = 0) -> Outcome:
+        """Ask the arm, and the other one where that is wanted or needed; nothing is kept yet."""
+        experiment = assignment.experiment
+        if assignment.arm == "control":
+            return self._by_control(asked, assignment, waited_ns)
+        if experiment.treatment_trouble is None:
+            ours = self._score(asked, assignment, experiment.treatment, waited_ns)
+        else:
+            ours = _Scored(None, b"", 0)
+        if ours.prediction is not None:
+            return Outcome(_of_variant(ours.prediction, assignment), _observation(assignment, ours))
+        code = ours.error.code if ours.error is not None else experiment.treatment_trouble
+        instead = self._score(asked, assignment, experiment.control, waited_ns)
+        if instead.prediction is None:
+            return self._failed(assignment, instead)
+        answer = replace(instead.prediction, variant="control", experiment_id=experiment.experiment_id, fallback=code)
+        failed = replace(ours, features=ours.features or instead.features)
+        return Outcome(answer, _observation(assignment, failed, error=code))
+
+    def kept(self, outcome: Outcome) -> Prediction:
+        """Log it, then give it.
+
+        Raises:
+            MmserverError: the outcome itself.
+            Overloaded, DiskFull: it cannot be logged.
+        """
+        if outcome.observation is not None:
+            self._log.append(outcome.observation, must_keep=True)
+        if isinstance(outcome.answer, MmserverError):
+            raise outcome.answer
+        return outcome.answer
+
+    # --- parts ------------------------------------------------------------------------------------------------------------
+
+    def _model_found_by_symbol(self, asked: Asked) -> str | None:
+        if asked.as_of is not None:
+            return None
+        resolved = self._serving.resolve(asked.symbol, None, asked.version)
+        return resolved.version.model_name
+
+    def _by_control(self, asked: Asked, assignment: Assignment, waited_ns: int) -> Outcome:
+        experiment = assignment.experiment
+        ours = self._score(asked, assignment, experiment.control, waited_ns)
+        if ours.prediction is None:
+            return self._failed(assignment, ours)
+        shadow = self._shadow(asked, assignment) if experiment.mode == "shadow" else None
+        return Outcome(_of_variant(ours.prediction, assignment), _observation(assignment, ours, shadow=shadow))
+
+    def _shadow(self, asked: Asked, assignment: Assignment) -> ShadowAnswer:
+        experiment = assignment.experiment
+        if experiment.treatment_trouble is not None:
+            return ShadowAnswer(None, None, 0, experiment.treatment_trouble)
+        scored = self._score(replace(asked, explain=False), assignment, experiment.treatment, 0)
+        if scored.prediction is None:
+            return ShadowAnswer(None, None, scored.latency_us, scored.error.code if scored.error else None)
+        decision = scored.prediction.decision
+        return ShadowAnswer(DIRECTION_CODES[decision.direction], decision.expected_return, scored.latency_us)
+
+    def _failed(self, assignment: Assignment, scored: _Scored) -> Outcome:
+        """The control could not answer either. That a client asked for what no arm can give is no failure of one."""
+        error = scored.error
+        assert error is not None  # noqa: S101 (there is no prediction)
+        is_ours = isinstance(error, Unavailable | Corrupt)
+        return Outcome(error, _observation(assignment, scored, error=error.code) if is_ours else None)
+
+    def _score(self, asked: Asked, assignment: Assignment, arm: ArmVersion, waited_ns: int) -> _Scored:
+        """The time that it takes is the arm's own: what loads the model, once, is left out."""
+        begun_ns = time.perf_counter_ns()
+        try:
+            resolved = self._serving.resolve(asked.symbol, arm.model_name, arm.version)
+            self._serving.loaded(resolved)
+            begun_ns = time.perf_counter_ns()
+            prediction, row = self._serving.predict_resolved(asked, resolved, waited_ns, assignment.prediction_id)
+        except MmserverError as error:
+            return _Scored(None, b"", _us_since(begun_ns), error)
+        return _Scored(prediction, row.tobytes(), _us_since(begun_ns))
+
+
+def _of_variant(prediction: Prediction, assignment: Assignment) -> Prediction:
+    return replace(prediction, variant=assignment.arm, experiment_id=assignment.experiment.experiment_id)
+
+
+def _observation(
+    assignment: Assignment, scored: _Scored, *, error: str | None = None, shadow: ShadowAnswer | None = None
+) -> Observation:
+    experiment, version = assignment.experiment, assignment.version
+    decision: Decision | None = scored.prediction.decision if scored.prediction is not None else None
+    return Observation(
+        prediction_id=assignment.prediction_id,
+        at_us=_us_since_epoch(assignment.at),
+        experiment_key=experiment.key,
+        phase=experiment.phase,
+        arm=assignment.arm,
+        unit=assignment.unit,
+        symbol=assignment.symbol,
+        model_name=version.model_name,
+        version=version.version,
+        direction=None if decision is None else DIRECTION_CODES[decision.direction],
+        confidence=None if decision is None else decision.confidence,
+        expected_return=None if decision is None else decision.expected_return,
+        latency_us=scored.latency_us,
+        error=error,
+        features=scored.features,
+        shadow=shadow,
+        horizon_us=round(experiment.horizon_s * _US_PER_S),
+        is_washed_out=assignment.is_washed_out,
+    )
+
+
+def _us_since_epoch(moment: datetime) -> int:
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _us_since(begun_ns: int) -> int:
+    return (time.perf_counter_ns() - begun_ns) // 1000
