@@ -124,8 +124,8 @@ def of_guardrails(measures: Measures, checks: Checks, policy: SequentialPolicy) 
             not (_holds(checks.has_outcomes) and is_worse),
             "the accuracies cannot be compared yet"
             if accuracy.is_unknown
-            else f"the treatment's accuracy differs by {_points(accuracy.value)} points, by at most {_points(accuracy.upper)}"
-            + (f", which is below {_points(loss)}" if is_worse else ""),
+            else f"the treatment's accuracy differs by {_points(accuracy.value)} points, certainly by less than {_points(accuracy.upper)}"
+            + (f" (it may {f'by {_points(loss)}' if loss else 'not be lower'})" if is_worse else ""),
             limit=loss,
         ),
         excess.finding(
@@ -133,7 +133,7 @@ def of_guardrails(measures: Measures, checks: Checks, policy: SequentialPolicy) 
             not (_holds(checks.has_calls) and _holds(checks.has_excess_errors)),
             "the error rates cannot be compared yet"
             if excess.is_unknown
-            else f"the treatment's error rate less {times:g} times the control's is {_points(excess.value)} points, at least"
+            else f"the treatment's error rate less {times:g} times the control's is {_points(excess.value)} points, certainly more than"
             f" {_points(excess.lower)}",
             limit=0.0,
         ),
@@ -142,7 +142,7 @@ def of_guardrails(measures: Measures, checks: Checks, policy: SequentialPolicy) 
             not (_holds(checks.has_calls) and _holds(checks.is_slower)),
             "the latencies cannot be compared yet"
             if latency.is_unknown
-            else f"the treatment's latency differs by {latency.value:+.3g} ms, by at least {latency.lower:+.3g} ms"
+            else f"the treatment's latency differs by {latency.value:+.3g} ms, certainly by more than {latency.lower:+.3g} ms"
             f" (it may by {policy.max_latency_increase_ms:g})",
             limit=policy.max_latency_increase_ms,
         ),
