@@ -132,6 +132,9 @@ class Jobs:
             self._contained("lease", self._renew)()
             scheduler.every("lease", LEASE_INTERVAL_S, self._contained("lease", self._renew))
         if not self._store.read_only:
+            from mmserver.conversion.job_directories import remove_leftovers
+
+            self._contained("leftovers", remove_leftovers)()
             if settings.watch_enabled:
                 scheduler.every("watch", settings.watch_interval_s, self._held("watch", self.watch))
             if settings.snapshot_interval_s:

@@ -257,3 +257,20 @@ def test_the_check_tells_when_one_look_does_not_come_to_its_end(
     monkeypatch.setattr("mmserver.jobs.time.monotonic", lambda: now + 100)
     monkeypatch.setattr(jobs, "_looked_at", now + 100)
     assert jobs.check()["status"] == "degraded"
+
+
+def test_what_optimisations_of_an_ended_process_left_goes_at_the_start(
+    make_jobs: Callable[..., Jobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmserver.conversion.job_directories import PREFIX, job_directory
+
+    temporary = tmp_path / "temporary"
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    (temporary / f"{PREFIX}left").mkdir(parents=True)
+    (temporary / f"{PREFIX}left" / "request").write_bytes(b"half a model")
+    with job_directory() as used:
+        jobs = make_jobs()
+        jobs.start()
+        assert until(lambda: list(temporary.iterdir()) == [used])
+        jobs.stop()
+        assert used.is_dir()

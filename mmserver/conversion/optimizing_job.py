@@ -11,13 +11,13 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from mmserver.conversion.job_directories import job_directory, remove_leftovers
 from mmserver.conversion.judging import Optimised, Variant
 from mmserver.conversion.optimizing import Candidate, optimized
 from mmserver.errors import ExtraMissing, MmserverError, Undecodable, WorkerCrashed, error_from_code
@@ -113,8 +113,8 @@ def _refused(request: OptimizationRequest, reason: str) -> Candidate:
 
 
 def _answer(job: _Job) -> _Answer:
-    with tempfile.TemporaryDirectory(prefix="mmserver-optimize-", ignore_cleanup_errors=True) as name:
-        directory = Path(name)
+    remove_leftovers()
+    with job_directory() as directory:
         (directory / _REQUEST).write_bytes(msgspec.msgpack.encode(job))
         status = _run(directory, job.limits)
         try:
