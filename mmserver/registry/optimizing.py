@@ -46,7 +46,7 @@ from mmserver.formats import ModelSource
 from mmserver.registry.finding import find_registered_model, find_version
 from mmserver.registry.registering import NewVersion, Reader, register_version
 from mmserver.registry.version_files import options_of_graph
-from mmserver.registry.versions import Optimization, RegisteredVersion, get_version
+from mmserver.registry.versions import ListedVersion, Optimization, RegisteredVersion, get_version
 from mmserver.sandbox.limits import JobLimits
 from mmserver.settings import Settings
 from mmserver.storage.audit import record_audit
@@ -98,7 +98,7 @@ def optimize_version(
     Raises:
         ModelNotFound, WrongModelKind, VersionNotFound, ReadOnly
         RequestInvalid: no such form, or no rows for this model.
-        NotOptimizable: not an ONNX model.
+        NotOptimizable: not an ONNX model, or a form of one already.
         ExtraMissing: what makes forms is not installed.
         Overloaded: another model is being optimised here.
     """
@@ -109,6 +109,9 @@ def optimize_version(
         reason = _EXACT.get(
             source.kind, f"only ONNX models have other forms, and this is one of the kind {source.kind}"
         )
+        raise NotOptimizable(model_name=model_name, version=source.label, reason=reason)
+    if is_form(source):
+        reason = f"it is a form of {source.derived_from} already; optimise {source.derived_from} instead"
         raise NotOptimizable(model_name=model_name, version=source.label, reason=reason)
     check_installed()
     with _turn(store):
@@ -158,6 +161,14 @@ def checked_variants(variants: Sequence[str]) -> list[Variant]:
 def label_of_form(label: str, variant: Variant) -> str:
     """What a form of the version of that label is called: it is the same version, built otherwise."""
     return f"{label}{'.' if '+' in label else '+'}{SUFFIXES[variant]}"
+
+
+def is_form(version: ListedVersion) -> bool:
+    """Whether it is what optimising the version that it is derived from gave, by its label."""
+    if version.derived_from is None:
+        return False
+    names = tuple(label_of_form(version.derived_from, variant) for variant in SUFFIXES)
+    return version.label in names or version.label.startswith(tuple(f"{name}." for name in names))
 
 
 # --- the form ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import msgspec
 
 from mmserver.conversion.parity import ParityReport
 from mmserver.registry.comparing import Comparison, MetricComparison
+from mmserver.registry.optimizing import is_form
 from mmserver.registry.semantic_versions import precedence
 from mmserver.registry.versions import ListedVersion, Optimization
 from mmserver.web.figures import EMPTY, number, size
@@ -193,9 +194,11 @@ def form_name(variant: str) -> str:
 
 def why_no_forms(version: ListedVersion) -> str | None:
     """Why a version has no other forms, in words; None where it can have some."""
-    if version.kind == "onnx":
-        return None
-    return f"Only ONNX models have other forms, and this one runs as {version.kind}."
+    if version.kind != "onnx":
+        return f"Only ONNX models have other forms, and this one runs as {version.kind}."
+    if is_form(version):
+        return f"This is a form of {version.derived_from} already. Optimise {version.derived_from} instead."
+    return None
 
 
 def _form_facts(item: RegistryOptimization) -> Iterable[tuple[str, str]]:

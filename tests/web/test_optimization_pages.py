@@ -178,6 +178,16 @@ def test_a_model_that_has_no_other_forms_says_so(site: Any, xgboost_text: Callab
     assert site.client.get(path.replace("1.0.0", "9.9.9")).status_code == 404
 
 
+def test_a_form_says_which_version_to_optimise_instead(site: Any, network: bytes) -> None:
+    path = register(site, network)
+    site.client.post(path, data={"variants": ["fp32"]}, headers=OURS)
+    finished()
+    form = "/ui/models/net/versions/1.0.0%2Bfp32"
+    assert "optimise…" not in words(site, form)
+    assert "Optimise 1.0.0 instead" in words(site, form)
+    assert "Optimise 1.0.0 instead" in words(site, f"{form}/optimize")
+
+
 def test_another_site_s_form_and_a_read_only_instance_begin_nothing(
     site: Any, make_web: Callable[..., Any], network: bytes, tmp_path: Path
 ) -> None:

@@ -240,6 +240,26 @@ def test_trees_are_refused_by_name(site: Any, name: str, xgboost_text: Callable[
     assert [entry.action for entry in audit(site, name)] == ["version.registered"]
 
 
+def test_a_form_of_a_form_is_refused_and_the_source_is_named(site: Any, name: str, network: bytes) -> None:
+    register(site, name, network)
+    [report] = optimize(site, name, "fp32")
+    assert report["version"] == "1.0.0+fp32"
+    response = site.client.post(f"{ROOT}/{name}/1.0.0+fp32/optimize", json={"variants": ["int8_dynamic"]})
+    assert (response.status_code, response.json["code"]) == (422, "not_optimizable")
+    assert "optimise 1.0.0 instead" in response.json["detail"]
+    assert sorted(labels(site, name)) == ["1.0.0", "1.0.0+fp32"]
+
+
+def test_what_is_derived_from_another_otherwise_has_forms_of_its_own(site: Any, name: str, network: bytes) -> None:
+    register(site, name, network)
+    path = site.directory / f"{name}.onnx"
+    path.write_bytes(networks.recurrent(hidden=72))
+    tuned = {"name": name, "version": "1.0.0+tuned", "path": str(path), "derived_from": "1.0.0"}
+    assert site.client.post(ROOT, json=tuned).status_code == 201
+    response = site.client.post(f"{ROOT}/{name}/1.0.0+tuned/optimize", json={"variants": ["fp32"]})
+    assert [item["version"] for item in response.json["items"]] == ["1.0.0+tuned.fp32"]
+
+
 def test_a_watched_model_is_refused(site: Any, name: str, group_writer: Callable[..., None], tmp_path: Any) -> None:
     group_writer(tmp_path, "BTCUSDT_ret_1h")
     register_model(site.store, name, str(tmp_path), Actor("test"))
