@@ -139,7 +139,7 @@ class VersionNotFound(NotFound):
     """The model has no such version, or had none at that time."""
 
     code = "version_not_found"
-    template = "{model_name} has no version {version!r}"
+    template = "{model_name} has no version {which}"  # a label in quotes, or words such as: in staging
 
 
 class SymbolNotFound(NotFound):

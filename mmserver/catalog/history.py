@@ -65,7 +65,7 @@ def resolve_version(
     if reference == STAGING:
         reference = model.stages.get(STAGING)
         if reference is None:
-            raise VersionNotFound(model_name=model_name, version="in staging")
+            raise VersionNotFound(model_name=model_name, which="in staging")
     if reference == model.serving.label:
         return model.serving
     with store.database.read() as connection:
@@ -73,7 +73,7 @@ def resolve_version(
             select(VersionRow.id).where(VersionRow.model_id == model.id, VersionRow.label == reference)
         ).scalar()
     if version_id is None:
-        raise VersionNotFound(model_name=model_name, version=reference)
+        raise VersionNotFound(model_name=model_name, which=repr(reference))
     return store.version(model, version_id)
 
 
@@ -82,9 +82,9 @@ def check_current(model: Model, reference: str | None) -> None:
     if model.is_watched:
         return
     if model.is_retired:
-        raise VersionNotFound(model_name=model.name, version="that was not retired")
+        raise VersionNotFound(model_name=model.name, which="that was not retired")
     if reference == PRODUCTION and PRODUCTION not in model.stages:
-        raise VersionNotFound(model_name=model.name, version="in production")
+        raise VersionNotFound(model_name=model.name, which="in production")
 
 
 def list_versions(
@@ -137,7 +137,7 @@ def rollback_model(store: Store, model_name: str, reference: str, by: Actor) -> 
 
 def append_serving(connection: Connection, **values: Any) -> None:
     """From `since` on the model serves that version; `values` are ServingRow's columns without the id."""
-    connection.execute(insert(ServingRow).values(values))
+    connection.execute(insert(ServingRow), values)
 
 
 def apply_retention(store: Store) -> int:
@@ -204,10 +204,10 @@ def _served_version_id(connection: Connection, model_id: int) -> int | None:
 
 def _version_id_as_of(store: Store, model: Model, reference: str | None, as_of: datetime) -> int:
     at = text_from_datetime(as_of)
-    missing = VersionNotFound(model_name=model.name, version=f"{reference or LATEST} as of {at}")
+    missing = VersionNotFound(model_name=model.name, which=f"{reference or LATEST!r} as of {at}")
     if reference == STAGING:
         raise VersionNotFound(
-            model_name=model.name, version=f"in staging as of {at} (only of production it is kept what was there when)"
+            model_name=model.name, which=f"in staging as of {at} (only of production it is kept what was there when)"
         )
     with store.database.read() as connection:
         if reference == PRODUCTION and not model.is_watched:
@@ -221,7 +221,7 @@ def _version_id_as_of(store: Store, model: Model, reference: str | None, as_of: 
             ).one_or_none()
             if served is not None and served.version_id is None:
                 raise VersionNotFound(
-                    model_name=model.name, version=f"{served.version_label} any more (retention let it go)"
+                    model_name=model.name, which=f"{served.version_label!r} any more (retention let it go)"
                 )
             found = served.version_id if served else None
         else:
@@ -259,7 +259,7 @@ def _id_in_production_as_of(connection: Connection, model: Model, at: str) -> in
     if connection.execute(left.limit(1)).first() is not None:
         return None
     if promotion.version_id is None:
-        raise VersionNotFound(model_name=model.name, version=f"in production as of {at} any more (it was removed)")
+        raise VersionNotFound(model_name=model.name, which=f"in production as of {at} any more (it was removed)")
     found: int = promotion.version_id
     return found
 

@@ -145,7 +145,7 @@ class Store:
                 with self.database.read() as connection:
                     version = load_version(connection, model.name, version_id, model.serving)
             except NoResultFound as error:
-                raise VersionNotFound(model_name=model.name, version=f"number {version_id} any more") from error
+                raise VersionNotFound(model_name=model.name, which=f"number {version_id} any more") from error
             with self._old_versions_lock:
                 while len(self._old_versions) >= _MAX_OLD_VERSIONS:
                     self._old_versions.pop(next(iter(self._old_versions)))

@@ -64,9 +64,9 @@ def find_version(connection: Connection, model: Row[Any], reference: str) -> Row
         missing = "that was not retired"
     else:
         row = connection.execute(_versions(model.id).where(VersionRow.label == reference)).one_or_none()
-        missing = reference
+        missing = repr(reference)
     if row is None:
-        raise VersionNotFound(model_name=model.name, version=missing)
+        raise VersionNotFound(model_name=model.name, which=missing)
     return row
 
 

@@ -298,7 +298,7 @@ def _keep(store: Store, source: RegisteredVersion, report: Optimised, label: str
         model = find_registered_model(connection, source.model_name)
         # Somebody may have removed either meanwhile, or registered something else under the label.
         if find_version(connection, model, source.label).id != source.version_id:
-            raise VersionNotFound(model_name=source.model_name, version=source.label)
+            raise VersionNotFound(model_name=source.model_name, which=repr(source.label))
         of_label = select(VersionRow.id).where(VersionRow.model_id == model.id, VersionRow.label == label)
         result = connection.execute(of_label).scalar()
         _upsert(connection, source.version_id, report, result, at)
