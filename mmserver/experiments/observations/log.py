@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mmserver.errors import MmserverError, ObservationsCorrupt
+from mmserver.experiments.observations.exporting import export_parquet
 from mmserver.experiments.observations.journal import Journal, journal_files, size_of
 from mmserver.experiments.observations.mover import Mover
 from mmserver.experiments.observations.outcomes import add_outcomes
+from mmserver.experiments.observations.prices import add_prices
 from mmserver.experiments.observations.reports import LogStatus, OutcomeReport, PriceReport, PruneReport
+from mmserver.experiments.observations.retention import prune
 from mmserver.experiments.observations.store import ObservationStore
 from mmserver.experiments.observations.values import Observation, Outcome, Price
 from mmserver.experiments.totals import ExperimentTotals
@@ -19,6 +22,7 @@ JOURNALS_DIR = "observations"
 STORE_NAME = "observations.sqlite"
 _FLUSH_WAIT_S = 30.0
 _MAX_PAUSE_S = 30.0
+_PRUNE_INTERVAL_S = 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +112,7 @@ class ObservationLog:
 
     def add_prices(self, prices: Iterable[Price], *, dead_band: float | None = None) -> PriceReport:
         """Add prices, and the outcomes of all predictions whose horizon they reach; see `prices.add_prices`."""
-        raise NotImplementedError
+        return add_prices(self.store(), prices, flush=self.flush, now=self._now(), dead_band=dead_band)
 
     def store(self) -> ObservationStore:
         """The file itself, opened; `flush` first for what was appended until now."""
@@ -127,11 +131,13 @@ class ObservationLog:
         Raises:
             ExtraMissing: pyarrow is not installed.
         """
-        raise NotImplementedError
+        self.flush()
+        return export_parquet(self.store(), target, experiment_key=experiment_key)
 
     def prune(self) -> PruneReport:
         """Delete single predictions that are too old or too many; the thread does so once an hour."""
-        raise NotImplementedError
+        retention_s = self._retention_days * 86_400
+        return prune(self.store(), now=self._now(), retention_s=retention_s, retention_bytes=self._retention_bytes)
 
     @property
     def status(self) -> LogStatus:
@@ -152,10 +158,23 @@ class ObservationLog:
 
     def _run(self) -> None:
         pause_s = self._move_interval_s
+        prune_at = time.monotonic() + _PRUNE_INTERVAL_S
         while not self._closing.wait(pause_s):
             has_moved = self._try_to_move(lambda mover: mover.move_if_due(0.9 * self._move_interval_s))
             # Trying again and again what cannot work would cost more than moving does.
             pause_s = self._move_interval_s if has_moved else min(max(2 * pause_s, 0.1), _MAX_PAUSE_S)
+            if has_moved and time.monotonic() >= prune_at:
+                self._prune_or_log()
+                prune_at = time.monotonic() + _PRUNE_INTERVAL_S
+
+    def _prune_or_log(self) -> None:
+        try:
+            report = self.prune()
+        except (MmserverError, OSError) as error:
+            log.warning("old observations could not be deleted: %s", error)
+        else:
+            if report != PruneReport():
+                log.info("%s", report)
 
     def _try_to_move(self, move: Callable[[Mover], object]) -> bool:
         try:
@@ -165,20 +184,21 @@ class ObservationLog:
                 log.warning("observations stay in their journals: %s", error)
             self._problem = str(error)
             return False
-        finally:
-            self._say_unmoved()
         self._problem = None
         return True
 
     def _move(self, move: Callable[[Mover], object]) -> None:
-        mover = self._open()[1]
         try:
-            move(mover)
+            mover = self._open()[1]
+            try:
+                move(mover)
+            finally:
+                self._n_damaged_bytes += mover.take_damaged_bytes()
         except ObservationsCorrupt:
             self._forget_store()  # somebody may put another in its place
             raise
         finally:
-            self._n_damaged_bytes += mover.take_damaged_bytes()
+            self._say_unmoved()
 
     def _say_unmoved(self) -> None:
         opened = self._opened

@@ -3,7 +3,6 @@
 The first outcome of a prediction stays. The same again changes nothing; another one is a conflict and is refused.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from mmserver.experiments.observations.reports import OutcomeReport
 from mmserver.experiments.observations.store import DUE_UNTIL, ObservationStore, mark
 from mmserver.experiments.observations.sums import Answer, Changes, Counted
 from mmserver.experiments.observations.tables import insert_rows
-from mmserver.experiments.observations.values import LABELS, Outcome
+from mmserver.experiments.observations.values import LABELS, Outcome, is_finite_number
 
 _AT_ONCE = 5000
 SKEW_S = 5.0
@@ -163,19 +162,19 @@ def _impossible(outcome: Outcome) -> str | None:
         reason = "it has no prediction_id"
     elif label is None and realized_return is None:
         reason = "it has neither a label nor a realized_return"
-    elif label is not None and (isinstance(label, bool) or (label not in _CODES and label not in (0, 1, 2))):
+    elif label is not None and not _is_label(label):
         reason = f"the label {str(label)[:50]!r} is none of BUY, SELL, HOLD, 0, 1, 2"
-    elif realized_return is not None and not _is_finite(realized_return):
+    elif realized_return is not None and not is_finite_number(realized_return):
         reason = f"the realized_return {str(realized_return)[:50]} is not a finite number"
     elif realized_return is not None and abs(realized_return) > MAX_RETURN:
         reason = f"the realized_return {realized_return:g} is more than {MAX_RETURN:g}"
-    elif at is not None and not (_is_finite(at) and at >= 0):
+    elif at is not None and not (is_finite_number(at) and at >= 0):
         reason = f"the time {str(at)[:50]} is not seconds since the epoch"
     return reason
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_label(value: object) -> bool:
+    return value in _CODES if isinstance(value, str) else type(value) is int and 0 <= value < len(LABELS)
 
 
 def _conflict(held: _Found, outcome: Checked) -> str | None:

@@ -1,5 +1,6 @@
 """One prediction as it is logged, and the outcome that somebody reports of it later."""
 
+import sys
 from typing import Literal
 
 import msgspec
@@ -85,3 +86,8 @@ class Price(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     symbol: str
     price: float
     at: float
+
+
+def is_finite_number(value: object) -> bool:
+    """Whether it is a number that can be counted with, whatever it was decoded from."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

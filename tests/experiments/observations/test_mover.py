@@ -116,7 +116,7 @@ def test_a_mover_that_is_killed_anywhere_moves_nothing_twice_and_loses_nothing(
     folder = tmp_path / "journals"
     journal = Journal(folder, file_bytes=10_000)
     n_appended = 0
-    for _ in range(8):
+    for _ in range(4):
         process = _start(MOVE_UNTIL_KILLED, folder, store.path)
         assert process.stdout is not None
         process.stdout.readline()

@@ -35,9 +35,9 @@ def test_processes_that_make_it_at_the_same_time_agree(tmp_path: Path) -> None:
         subprocess.Popen(
             [sys.executable, "-c", MAKE, tmp_path / "o.sqlite"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
-    assert [maker.communicate(b"x")[0] for maker in makers] == [b"ok\n"] * 3
+    assert [maker.communicate(b"x")[0] for maker in makers] == [b"ok\n"] * 2
     assert not list(tmp_path.glob("*.tmp"))
 
 

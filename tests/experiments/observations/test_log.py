@@ -1,0 +1,190 @@
+"""The whole log of a process: what it does while its file is locked, damaged, foreign or on a full disk, and afterwards."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmserver.errors import DatabaseBusy, DiskFull, ObservationsCorrupt, Overloaded
+from mmserver.experiments.observations.log import STORE_NAME, ObservationLog
+from mmserver.experiments.observations.store import ObservationStore
+from mmserver.experiments.observations.values import Observation, Outcome
+from mmserver.storage.sqlite import connect
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[ObservationLog]:
+    log = ObservationLog(tmp_path, move_interval_s=0.01)
+    log.start()
+    yield log
+    log.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """The test's own time limit ends it where the condition never comes."""
+    while not condition():
+        time.sleep(0.01)
+
+
+def _n_predictions(log: ObservationLog) -> int:
+    return log.read_totals(1).control.n_predictions
+
+
+def test_the_thread_moves_what_is_appended(started: ObservationLog, observe: Callable[..., Observation]) -> None:
+    for number in range(30):
+        started.append(observe(f"p{number}"), must_keep=True)
+    wait_until(lambda: _n_predictions(started) == 30)
+    wait_until(lambda: started.status.n_unmoved_bytes == 0)
+    assert started.status.problem is None
+
+
+def test_a_flush_sees_what_any_process_appended_before_it(tmp_path: Path, observe: Callable[..., Observation]) -> None:
+    logs = [ObservationLog(tmp_path) for _ in range(3)]
+    for number, log in enumerate(logs):
+        log.append(observe(f"p{number}"), must_keep=True)
+    logs[0].flush()
+    assert [_n_predictions(log) for log in logs] == [3, 3, 3]
+    for log in logs:
+        log.close()
+
+
+def test_closing_moves_what_is_left(tmp_path: Path, observe: Callable[..., Observation]) -> None:
+    log = ObservationLog(tmp_path)
+    log.append(observe("a"), must_keep=True)
+    log.close()
+    store = ObservationStore(tmp_path / STORE_NAME)
+    assert store.read_totals(1).control.n_predictions == 1
+    store.close()
+
+
+def test_while_another_process_holds_the_file_predictions_are_kept_and_moved_afterwards(
+    tmp_path: Path, observe: Callable[..., Observation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ObservationStore(tmp_path / STORE_NAME).close()
+    monkeypatch.setattr(ObservationStore.__init__, "__kwdefaults__", {"busy_timeout_ms": 20})
+    log = ObservationLog(tmp_path, move_interval_s=0.01)
+    other = connect(tmp_path / STORE_NAME, "rw")
+    other.execute("BEGIN IMMEDIATE")
+    log.start()
+    for number in range(20):
+        log.append(observe(f"p{number}"), must_keep=True)
+    wait_until(lambda: log.status.problem is not None)
+    assert "busy" in str(log.status.problem)
+    assert log.status.n_unmoved_bytes > 0
+    with pytest.raises(DatabaseBusy):
+        log.flush()
+    other.execute("ROLLBACK")
+    other.close()
+    log.flush()
+    assert _n_predictions(log) == 20
+    wait_until(lambda: log.status.problem is None)
+    log.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish" * 5000])
+def test_beside_a_damaged_file_predictions_are_kept_until_it_is_moved_away(
+    tmp_path: Path, observe: Callable[..., Observation], content: bytes
+) -> None:
+    path = tmp_path / STORE_NAME
+    path.write_bytes(content)
+    log = ObservationLog(tmp_path, move_interval_s=0.01)
+    log.start()
+    for number in range(20):
+        log.append(observe(f"p{number}"), must_keep=number % 2 == 0)
+    wait_until(lambda: log.status.problem is not None)
+    assert "damaged" in str(log.status.problem)
+    for reading in (
+        log.flush,
+        lambda: log.read_totals(1),
+        lambda: log.add_outcomes([Outcome(prediction_id="p1", label=1)]),
+    ):
+        with pytest.raises(ObservationsCorrupt, match="move it away"):
+            reading()
+    path.rename(tmp_path / "away")
+    log.flush()
+    assert _n_predictions(log) == 20
+    assert (tmp_path / "away").read_bytes() == content
+    log.close()
+
+
+def test_a_file_that_is_damaged_while_it_is_used_is_left_for_a_new_one(
+    tmp_path: Path, observe: Callable[..., Observation]
+) -> None:
+    path = tmp_path / STORE_NAME
+    log = ObservationLog(tmp_path)
+    for number in range(200):
+        log.append(observe(f"old{number}", unit=f"u{number}", features=bytes(500)), must_keep=True)
+    log.flush()
+    log.close()
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    log = ObservationLog(tmp_path)
+    log.append(observe("new"), must_keep=True)
+    with pytest.raises(ObservationsCorrupt):
+        log.flush()
+    log.append(observe("new too"), must_keep=True)
+    path.rename(tmp_path / "away")
+    log.flush()
+    assert _n_predictions(log) == 2
+    log.close()
+
+
+def test_on_a_full_disk_what_could_not_be_moved_stays_in_the_journal(
+    tmp_path: Path, observe: Callable[..., Observation]
+) -> None:
+    log = ObservationLog(tmp_path)
+    log.append(observe("a"), must_keep=True)
+    log.flush()
+    with log.store().write() as raw:
+        raw.execute(f"PRAGMA max_page_count = {raw.execute('PRAGMA page_count').fetchone()[0]}")
+    for number in range(100):
+        log.append(observe(f"p{number}", features=bytes(4000)), must_keep=True)
+    with pytest.raises(DiskFull):
+        log.flush()
+    assert _n_predictions(log) == 1
+    log.append(observe("b"), must_keep=True)
+    with log.store().write() as raw:
+        raw.execute("PRAGMA max_page_count = 1000000")
+    log.flush()
+    assert _n_predictions(log) == 102
+    log.close()
+
+
+def test_a_journal_that_nobody_moves_refuses_what_must_be_kept_at_its_bound_and_goes_on_after_a_move(
+    tmp_path: Path, observe: Callable[..., Observation]
+) -> None:
+    log = ObservationLog(tmp_path, journal_bytes=50_000, move_interval_s=3600)
+    n_kept = 0
+    with pytest.raises(Overloaded):
+        while True:
+            log.append(observe(f"p{n_kept}", features=bytes(400)), must_keep=True)
+            n_kept += 1
+    log.append(observe("other", experiment_key=None, arm=None), must_keep=False)
+    assert log.status.n_dropped == 1
+    log.flush()
+    assert _n_predictions(log) == n_kept
+    log.append(observe("again"), must_keep=True)
+    log.close()
+
+
+def test_one_call_of_outcomes_and_the_thread_do_not_wait_for_each_other_for_ever(
+    started: ObservationLog, observe: Callable[..., Observation]
+) -> None:
+    """Each holds what the other wants in turn: the turn to move, and the file's write lock."""
+    reports: list[Any] = []
+
+    def report(number: int) -> None:
+        reports.append(started.add_outcomes([Outcome(prediction_id=f"p{number}", label="BUY")]))
+
+    for number in range(20):
+        started.append(observe(f"p{number}"), must_keep=True)
+    threads = [threading.Thread(target=report, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [report.n_accepted for report in reports] == [1] * 20
+    assert started.read_totals(1).control.accuracy.x == 20
