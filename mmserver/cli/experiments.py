@@ -6,8 +6,9 @@ from typing import Any
 import click
 import msgspec
 
-from mmserver.cli.options import json_option
+from mmserver.cli.options import json_option, with_settings
 from mmserver.cli.output import print_json, print_rows
+from mmserver.settings import Settings
 
 COLUMNS = (
     "policy",
@@ -58,8 +59,10 @@ def experiments() -> None:
 @click.option(
     "--set", "numbers", multiple=True, metavar="NAME=VALUE", help="A number of the policies, such as alpha=0.1."
 )
+@with_settings()
 @json_option
 def simulate(
+    _settings: Settings,
     *,
     n_runs: int,
     seed: int,

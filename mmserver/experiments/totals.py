@@ -16,6 +16,9 @@ from mmserver.experiments.latencies import Latencies
 from mmserver.experiments.moments import ROUNDING, CoMoments
 from mmserver.experiments.rates import Rate
 
+MOST_ROUNDING = 1e-9
+"""What ten million additions leave of a spread that is none, as a share of the sum of squares; more than that is a mistake."""
+
 
 @dataclass(frozen=True, slots=True)
 class RatioMoments:
@@ -78,9 +81,11 @@ class RatioMoments:
         """
         if not self.n:
             return CoMoments()
-        m2_x, m2_y = (_centred(self.n, *sums) for sums in ((self.x, self.x, self.xx), (self.y, self.y, self.yy)))
-        if m2_x < 0.0 or m2_y < 0.0:
+        m2_x, m2_y = _centred(self.n, self.x, self.x, self.xx), _centred(self.n, self.y, self.y, self.yy)
+        if m2_x < -MOST_ROUNDING * self.xx or m2_y < -MOST_ROUNDING * self.yy:
             raise ValueError(f"no {self.n} units have these sums: {self}")
+        # Sums that were added to ten million times are off by a little, and a spread is never below none.
+        m2_x, m2_y = max(m2_x, 0.0), max(m2_y, 0.0)
         return CoMoments(
             self.n, self.x / self.n, self.y / self.n, m2_x, m2_y, _centred(self.n, self.x, self.y, self.xy)
         )
@@ -96,7 +101,6 @@ def _columns(units: Iterable[tuple[float, ...]], n_columns: int) -> NDArray[np.f
 def _centred(n: int, a: float, b: float, products: float) -> float:
     """The sum of products of distances from the means; 0 where only rounding is left."""
     centred = products - a * b / n
-    # Sums of 10^7 products are off by more than the last digit, each time less than a millionth of a spread that shows.
     return centred if abs(centred) > 10.0 * ROUNDING * abs(products) else 0.0
 
 

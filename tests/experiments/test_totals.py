@@ -84,6 +84,12 @@ def test_units_that_do_not_vary_have_no_spread() -> None:
     assert (moments.m2_x, moments.m2_y, moments.c_xy) == (0.0, 0.0, 0.0)
 
 
+def test_what_rounding_took_from_a_spread_of_none_is_no_mistake() -> None:
+    tenths = RatioMoments.from_units([(1.0, 0.1)] * 1000)
+    less = RatioMoments(tenths.n, tenths.x, tenths.y, tenths.xx, tenths.xy, tenths.yy * (1.0 - 1e-10))
+    assert less.pairs.m2_y == 0.0
+
+
 def test_sums_that_no_units_have_are_refused() -> None:
     with pytest.raises(ValueError, match="no 2 units"):
         _ = RatioMoments(2, 10.0, 0.0, 1.0, 0.0, 0.0).pairs
