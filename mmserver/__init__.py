@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mmserver.inert import records as records
     from mmserver.inert import to_jsonable as to_jsonable
     from mmserver.inert.archives import archive_names as archive_names
+    from mmserver.inert.decoding import unpacked_pickle as unpacked_pickle
     from mmserver.inert.likeness import likeness as likeness
     from mmserver.trees.document import document_from_bytes as document_from_bytes
     from mmserver.trees.document import document_from_snapshot as document_from_snapshot
@@ -98,6 +99,7 @@ TOOLS = {
     "stated_output_names": ("mmserver.graphs.model_file", "stated_output_names"),
     "to_jsonable": ("mmserver.inert.jsonable", "to_jsonable"),
     "ubjson_from_model_file": ("mmserver.trees.model_file", "ubjson_from_model_file"),
+    "unpacked_pickle": ("mmserver.inert.decoding", "unpacked_pickle"),
 }
 """Functions that the guarded worker runs, or that run later: the server imports a plugin, but not what these are made of."""
 

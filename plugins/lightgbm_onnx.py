@@ -1,5 +1,6 @@
 """LightGBM models, as text or in a pickle that is not run, made into an ONNX tree ensemble that computes in double precision as LightGBM does."""
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -98,7 +99,21 @@ def _checked(text: str) -> str:
     n_trees = sum(line.startswith("Tree=") for line in lines)
     if sizes is None or len(sizes) != n_trees or "end of trees" not in lines or "end of parameters" not in lines:
         raise Undecodable("torn", f"the text has {n_trees} trees of {len(sizes or ())}, or lacks its end")
+    _check_end([line for line in lines[lines.index("end of parameters") + 1 :] if line.strip()])
     return text
+
+
+def _check_end(lines: list[str]) -> None:
+    """What LightGBM for Python writes last: the categories of its columns. That for R, and the command, write nothing there."""
+    if not lines:
+        return
+    name, _, written = lines[0].partition(":")
+    if len(lines) > 1 or name != "pandas_categorical":
+        raise Undecodable("torn", f"the text goes on with {lines[0][:50]!r} behind its parameters, or is cut there")
+    try:
+        json.loads(written)
+    except ValueError as error:
+        raise Undecodable("torn", "the text ends within the categories of its columns") from error
 
 
 def _link(objective: str, *, is_sum: bool) -> tuple[str, tuple[tuple[str, float], ...]]:

@@ -29,6 +29,7 @@ from mmserver import (
     probe_rows_at_splits,
     probes_from_outputs,
     to_jsonable,
+    unpacked_pickle,
 )
 
 INPUT = "features"
@@ -124,11 +125,15 @@ def _unpickled(content: bytes) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", InconsistentVersionWarning)
+        plain = io.BytesIO(unpacked_pickle(content))  # joblib stops where the pickle ends, and sees no cut behind it
         try:
-            return joblib.load(io.BytesIO(content))
+            model = joblib.load(plain)
         except InconsistentVersionWarning as error:
             detail = f"it was pickled with scikit-learn {error.original_sklearn_version}, here is {error.current_sklearn_version}"
             raise Undecodable("wrong_version", f"{detail}; save it there with skops, or train it again") from error
+    if plain.read(1):
+        raise Undecodable("trailing_data", "something follows the end of the pickle")
+    return model
 
 
 def _kind(model: Any) -> str:
@@ -279,15 +284,61 @@ def _part(part: Any, width: int, output: str | None, *, is_double: bool) -> Any:
     from onnxruntime.capi import onnxruntime_pybind11_state as refusals
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
-    options = _options(part, output)
+    ways = {"options": _options(part, output), **_own_ways()}
     silent = onnxruntime.SessionOptions()
     silent.log_severity_level, silent.intra_op_num_threads = 4, 1
     if is_double:
         with contextlib.suppress(*_CONVERTER_RAISES, refusals.Fail, refusals.InvalidGraph, refusals.NotImplemented):
-            graph = skl2onnx.to_onnx(part, initial_types=[(INPUT, DoubleTensorType([None, width]))], options=options)
+            graph = skl2onnx.convert_sklearn(part, initial_types=[(INPUT, DoubleTensorType([None, width]))], **ways)
             onnxruntime.InferenceSession(graph.SerializeToString(), silent, providers=["CPUExecutionProvider"])
             return graph
-    return skl2onnx.to_onnx(part, initial_types=[(INPUT, FloatTensorType([None, width]))], options=options)
+    return skl2onnx.convert_sklearn(part, initial_types=[(INPUT, FloatTensorType([None, width]))], **ways)
+
+
+def _own_ways() -> dict[str, Any]:
+    """What is converted here, in skl2onnx's place."""
+    from sklearn.preprocessing import Normalizer
+
+    return {
+        "custom_conversion_functions": {Normalizer: _add_normalizer},
+        "custom_shape_calculators": {Normalizer: _size_normalizer},
+    }
+
+
+def _size_normalizer(operator: Any) -> None:
+    taken, given = operator.inputs[0].type, operator.outputs[0]
+    given.type = type(taken)([taken.shape[0], sum(one.type.shape[1] for one in operator.inputs)])
+
+
+def _add_normalizer(scope: Any, operator: Any, container: Any) -> None:
+    """Each row over its norm; one that is as good as 0 is left as it is, where ONNX's own operator gives NaN.
+
+    Source:
+        scikit-learn 1.9, preprocessing.normalize: _handle_zeros_in_scale takes less than 10 eps for 0, and `max` is of absolute values.
+    """
+    import numpy as np
+    from onnx import TensorProto
+    from skl2onnx.common.data_types import DoubleTensorType
+
+    is_double = isinstance(operator.inputs[0].type, DoubleTensorType)
+    kind = TensorProto.DOUBLE if is_double else TensorProto.FLOAT
+    names = {name: scope.get_unique_variable_name(name) for name in
+             ("rows", "sizes", "axis", "norm", "least", "is_none", "one", "divisor")}  # fmt: skip
+
+    def add(kind_of_node: str, taken: list[str], given: str, **attributes: Any) -> None:
+        name = scope.get_unique_operator_name(kind_of_node)
+        container.add_node(kind_of_node, taken, given, name=name, op_version=18, **attributes)
+
+    container.add_initializer(names["axis"], TensorProto.INT64, [1], [1])
+    container.add_initializer(names["least"], kind, [], [10 * float(np.finfo(np.float64).eps)])
+    container.add_initializer(names["one"], kind, [], [1.0])
+    add("Concat", [one.full_name for one in operator.inputs], names["rows"], axis=1)
+    add("Abs", [names["rows"]], names["sizes"])
+    reduce = {"l1": "ReduceL1", "l2": "ReduceL2", "max": "ReduceMax"}[operator.raw_operator.norm]
+    add(reduce, [names["sizes"], names["axis"]], names["norm"], keepdims=1)
+    add("Less", [names["norm"], names["least"]], names["is_none"])
+    add("Where", [names["is_none"], names["one"], names["norm"]], names["divisor"])
+    add("Div", [names["rows"], names["divisor"]], operator.outputs[0].full_name)
 
 
 def _options(part: Any, output: str | None) -> dict[int, dict[str, Any]]:

@@ -60,7 +60,9 @@ def model_file_from_onnx(
     if may_take_long:
         session = open_session(content, varies=True)
     rows = probe_rows(signature.n_features)
-    difference = _tried(session, signature, rows, is_adaptive=_ADAPTIVE in content)
+    difference = _tried(
+        session, signature, rows, is_adaptive=_ADAPTIVE in content, source=_of_source(conversion, probes)
+    )
     widths = {name: values.shape[1] for name, values in GraphRunner(session, signature).run(rows[:1]).items()}
     runs_together = difference is None and not signature.has_fixed_batch
     return ModelFile(
@@ -126,9 +128,9 @@ def stated_output_names(options: Mapping[str, Any], own: Sequence[str]) -> list[
 
 
 def _tried(
-    session: "onnxruntime.InferenceSession", signature: Signature, rows: FloatRows, *, is_adaptive: bool
+    session: "onnxruntime.InferenceSession", signature: Signature, rows: FloatRows, *, is_adaptive: bool, source: str
 ) -> float | None:
-    """As `batch_difference`, once every row has the same finite result twice."""
+    """As `batch_difference`, once every row has the same finite result twice; `source` is said of one that is never finite."""
     try:
         alone = GraphRunner(session, signature)
         first, second = alone.run(rows), alone.run(rows)
@@ -139,7 +141,8 @@ def _tried(
             detail = f"its output {name} is another one for the same rows; is it in training mode?"
             raise Undecodable("not_deterministic", detail)
     if not any(np.isfinite(values).all(axis=1).any() for values in first.values()):
-        raise Undecodable("not_finite", "it gives no finite number for any of the rows that it was tried with")
+        detail = f"it gives no finite number for any of the {len(rows)} rows that it was tried with{source}"
+        raise Undecodable("not_finite", detail)
     if signature.has_fixed_batch:
         return None
     try:
@@ -150,6 +153,15 @@ def _tried(
         detail = f"a row's result moves by {difference:.3g} with the rows beside it; does an operator work along the batch axis?"
         raise Undecodable("batch_dependent", detail)
     return difference
+
+
+def _of_source(conversion: Conversion | None, probes: Probes | None) -> str:
+    """What is to be said beside it of a converted model that gives nothing: how its source does."""
+    if conversion is None or probes is None or not probes.outputs:
+        return ""
+    finite = [np.isfinite(np.asarray(values, np.float32)).all(axis=1) for values in probes.outputs.values()]
+    counted = f"{int(np.all(finite, axis=0).sum())} of {len(probes.rows)}"
+    return f"; {conversion.source} gives one for {counted}: what it computes is lost in the conversion or in its single precision"
 
 
 def _written_by(session: "onnxruntime.InferenceSession") -> dict[str, str]:

@@ -10,6 +10,9 @@ from mmserver.inert.machine import Machine
 from mmserver.inert.names import find_global
 from mmserver.inert.records import Value
 
+_MAX_RUN_BYTES = 8 << 30
+_UNLIMITED_S = 1e9
+
 
 def decode(data: bytes, limits: Limits | None = None) -> Value:
     """Decode a pickle (protocols 2 to 5) or a joblib file, compressed or not, into plain values and records.
@@ -43,6 +46,19 @@ def decode(data: bytes, limits: Limits | None = None) -> Value:
         raise Undecodable("malformed", f"values that do not fit together ({type(error).__name__})") from error
     except (RecursionError, MemoryError) as error:
         raise Undecodable("too_complex", f"more than this process can hold ({type(error).__name__})") from error
+
+
+def unpacked_pickle(data: bytes) -> bytes:
+    """The pickle within what joblib compressed, or the data itself, for whoever runs it: whole, and nothing behind it.
+
+    Its time and memory are those of the process.
+
+    Raises:
+        Undecodable: `empty`, `torn`, `malformed`, `trailing_data`, `too_large` (more than 200 times as large), `unsupported`.
+    """
+    if not data:
+        raise Undecodable("empty", "the file has no content")
+    return unpacked(data, Budget(Limits(max_bytes=_MAX_RUN_BYTES, deadline_s=_UNLIMITED_S)))
 
 
 def _decode_plain(data: bytes, budget: Budget) -> Value:

@@ -168,6 +168,27 @@ def test_a_text_that_is_cut_anywhere_is_refused(read_model: Callable[..., Any], 
             read_model("lightgbm", whole[:length])
 
 
+def test_a_text_that_is_cut_in_its_last_line_or_goes_on_behind_it_is_refused(
+    read_model: Callable[..., Any], rows: Any, returns: Any
+) -> None:
+    whole = text(rows, returns, 3, objective="regression").rstrip()
+    end = whole.index("pandas_categorical")
+    for length in range(end + 1, len(whole)):
+        with pytest.raises(Undecodable, match="the text") as refusal:
+            read_model("lightgbm", whole[:length])
+        assert refusal.value.reason == "torn"
+    with pytest.raises(Undecodable, match="goes on with"):
+        read_model("lightgbm", whole + b"\nmore\n")
+
+
+def test_a_text_without_that_line_is_one_that_r_or_the_command_wrote_and_predicts_the_same(
+    read_model: Callable[..., Any], rows: Any, returns: Any
+) -> None:
+    whole = text(rows, returns, 3, objective="regression")
+    short = whole[: whole.index("pandas_categorical" if isinstance(whole, str) else b"pandas_categorical")]
+    assert read_model("lightgbm", short).content == read_model("lightgbm", whole).content
+
+
 def test_a_pickle_of_something_else_is_refused(read_model: Callable[..., Any]) -> None:
     with pytest.raises(Undecodable, match="a LightGBM model is expected"):
         read_model("lightgbm", pickle.dumps({"a": 1}))

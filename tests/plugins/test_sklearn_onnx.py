@@ -184,6 +184,26 @@ def test_a_scaler_that_can_only_be_computed_in_single_precision_is_refused_where
     assert (report.passed, report.n_beyond > 0) == (False, True)
 
 
+def test_a_step_that_cannot_be_computed_at_all_in_single_precision_is_refused_with_the_figures(
+    read_model: Callable[..., Any],
+) -> None:
+    model = pipeline.make_pipeline(preprocessing.PowerTransformer(), linear_model.Ridge())
+    with pytest.raises(Undecodable, match=r"no finite number .* Pipeline gives one for 64 of 64") as refusal:
+        read_model("sklearn", saved(model, rows=50_000 + 5 * ROWS))
+    assert refusal.value.reason == "not_finite"
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+def test_rows_of_zeros_have_no_norm_and_are_left_as_they_are(
+    read_model: Callable[..., Any], parity: Callable[..., Any], norm: str
+) -> None:
+    within = pipeline.make_union(preprocessing.Normalizer(norm=norm), preprocessing.StandardScaler())
+    for step in (preprocessing.Normalizer(norm=norm), within):
+        read = read_model("sklearn", saved(pipeline.make_pipeline(step, linear_model.Ridge())))
+        assert [0.0] * len(read.probes.rows[0]) in read.probes.rows
+        assert parity(read).passed
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -132,3 +132,21 @@ class TestAllowed:
             reader.read(ModelSource(file_name="a.joblib", files={"a.joblib": data}), claim, info={})
         reader.close()
         assert reason(refusal).startswith("crashed(")
+
+
+@pytest.mark.parametrize("compressor", [0, "zlib", "gzip", "bz2", "lzma", "xz"])
+def test_a_dump_that_is_cut_by_its_last_byte_or_goes_on_is_refused(compressor: Any, plugins: Plugins) -> None:
+    claim = plugins.model_format_for("a.joblib")
+    assert claim is not None
+
+    def read(data: bytes) -> Any:
+        return claim.read(ModelSource(file_name="a", files={"a": data}, may_unpickle=True))
+
+    whole = dumped(model(), compress=(compressor, 3) if compressor else 0)
+    assert read(whole).n_features == 3
+    for length in range(len(whole) - 12, len(whole)):
+        with pytest.raises((Undecodable, EOFError, IndexError, ValueError, pickle.UnpicklingError)):
+            read(whole[:length])
+    with pytest.raises(Undecodable, match="follow") as refusal:
+        read(whole + b"more")
+    assert refusal.value.reason == "trailing_data"
