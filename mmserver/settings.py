@@ -202,6 +202,25 @@ class Settings:
     snapshot_interval_s: float = _setting(duration(0), 900.0, "How often a snapshot is taken; 0 never.")
     snapshot_keep: int = _setting(whole(1, 10_000), 8, "Scheduled snapshots that are kept.")
 
+    observations_days: int = _setting(
+        whole(1, 36_500),
+        90,
+        "Days that single predictions of experiments and their outcomes are kept; their sums stay.",
+    )
+    observations_bytes: int = _setting(
+        size(2**20), 20 * 2**30, "Disk space for them; beyond it the oldest go, however young they are."
+    )
+    observations_journal_bytes: int = _setting(
+        size(2**20),
+        2**30,
+        "What may wait in journals to be moved to the observation file; beyond it, predictions of experiments are answered 503.",
+    )
+    observations_grace_s: float = _setting(
+        duration(0),
+        3600.0,
+        "How long after its horizon a prediction of an experiment counts as one without an outcome.",
+    )
+
     log_level: str = _setting(one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "The least that is logged.")
     log_format: str = _setting(one_of("text", "json"), "text", "One line of text, or one JSON object, per event.")
 
