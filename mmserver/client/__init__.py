@@ -1,6 +1,7 @@
 """Programs that talk to a server: typed, with retries where they are safe, and a fallback for when it is away."""
 
 from mmserver.client import answers as answers
+from mmserver.client import registry_answers as registry_answers
 from mmserver.client.answers import FailedPrediction as FailedPrediction
 from mmserver.client.answers import Prediction as Prediction
 from mmserver.client.async_client import ModelClient as ModelClient

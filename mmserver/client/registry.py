@@ -9,13 +9,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from mmserver.client.answers import (
-    Comparison,
-    Optimizations,
-    RegisteredModels,
-    RegisteredVersion,
-    RegisteredVersions,
-)
 from mmserver.client.calls import (
     Blocking,
     Call,
@@ -27,6 +20,13 @@ from mmserver.client.calls import (
     json_text,
     path,
     reading,
+)
+from mmserver.client.registry_answers import (
+    Comparison,
+    Optimizations,
+    RegisteredModels,
+    RegisteredVersion,
+    RegisteredVersions,
 )
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmserver.client import Conflict, NotFound, RequestRefused, Retries, ServerUnavailable, answers
+from mmserver.client import Conflict, NotFound, RequestRefused, Retries, ServerUnavailable, registry_answers
 from tests.client.conftest import Ask, Misbehaving, answer
 from tests.e2e.conftest import FACTORS, Artifacts, Server
 
@@ -207,7 +207,7 @@ def test_each_call_of_a_version_sends_its_request_once_and_gives_the_version(
 ) -> None:
     server = misbehaving(saying("200 OK", ITEM))
     found = ask(server.url, call)
-    assert isinstance(found, answers.RegisteredVersion)
+    assert isinstance(found, registry_answers.RegisteredVersion)
     assert (found.stage, found.sha256, found.tags) == ("Production", "ab", {"a": "b"})
     [form] = found.optimizations
     assert (form.variant, form.accepted, form.reasons, form.timing.p99_ms) == ("int8_dynamic", False, ("bigger",), 0.2)
