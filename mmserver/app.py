@@ -19,7 +19,7 @@ from mmserver.settings import Settings, load_settings
 from mmserver.storage.data_dir import DataDir
 from mmserver.storage.lease import Lease
 from mmserver.web.blueprints import register_web
-from mmserver.web.current import MODEL_READER_KEY, QUICK_KEY, SERVING_KEY
+from mmserver.web.current import EXPERIMENTER_KEY, MODEL_READER_KEY, QUICK_KEY, SERVING_KEY
 from mmserver.web.health import Check
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def create_app(
         jobs = Jobs(store, snapshots_dir, lease)
         app = flask.Flask("mmserver.web", static_folder=None)
         register_web(app, store, store.plugins, checks={"jobs": jobs.check, **checks}, siblings=siblings)
+        opened.callback(app.extensions[EXPERIMENTER_KEY].close)
         opened.callback(app.extensions[MODEL_READER_KEY].close)
         jobs.start(partial(_keep_serving_up, app), partial(_follow_siblings, app) if siblings else None)
         opened.callback(jobs.stop)
@@ -84,6 +85,7 @@ def _keep_serving_up(app: flask.Flask, is_stopping: Callable[[], bool]) -> None:
     """Import what predicts, the first time, so that no request waits for it; then load what the catalog and the settings ask for."""
     importlib.import_module(PREDICTIONS)
     app.extensions[QUICK_KEY]()
+    app.extensions[EXPERIMENTER_KEY].keep_up()
     app.extensions[SERVING_KEY]().warming.keep_up(is_stopping)
 
 

@@ -67,7 +67,9 @@ class Experimenter:
         assignment = self.assigned(asked)
         if assignment is None:
             return self._serving.predict(asked, waited_ns)
-        return self.kept(self.scored(asked, assignment, waited_ns))
+        prediction = self.kept(self.scored(asked, assignment, waited_ns))
+        self._load_both(asked, assignment)
+        return prediction
 
     def predict_many(self, asked: Sequence[Asked], together: int | None = None) -> list[Prediction | MmserverError]:
         """As `Serving.predict_many`. What belongs to an experiment is scored one by one: how long a row takes together with others
@@ -158,6 +160,15 @@ class Experimenter:
         if isinstance(outcome.answer, MmserverError):
             raise outcome.answer
         return outcome.answer
+
+    def _load_both(self, asked: Asked, assignment: Assignment) -> None:
+        """So that the next request finds both arms loaded, whichever it gets: see `is_ready`."""
+        experiment = assignment.experiment
+        for arm in (experiment.control, experiment.treatment):
+            try:
+                self._serving.loaded(self._serving.resolve(asked.symbol, arm.model_name, arm.version))
+            except MmserverError:  # told, and counted, when the arm is asked
+                continue
 
     # --- parts ------------------------------------------------------------------------------------------------------------
 

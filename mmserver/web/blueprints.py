@@ -26,10 +26,12 @@ from mmserver.web import (
     versions,
 )
 from mmserver.web.current import (
+    EXPERIMENTER_KEY,
     MODEL_READER_KEY,
     QUICK_KEY,
     SERVING_KEY,
     STORE_KEY,
+    LateExperimenter,
     LateModelReader,
     LateQuickRoutes,
     LateServing,
@@ -61,7 +63,8 @@ def register_web(
     """
     app.extensions[STORE_KEY] = store
     app.extensions[SERVING_KEY] = serving = LateServing(store, siblings)
-    app.extensions[QUICK_KEY] = quick = LateQuickRoutes(serving)
+    app.extensions[EXPERIMENTER_KEY] = experimenter = LateExperimenter(store, serving)
+    app.extensions[QUICK_KEY] = quick = LateQuickRoutes(serving, experimenter)
     app.extensions[MODEL_READER_KEY] = LateModelReader(store)
     app.extensions[health.STARTED_KEY] = time.monotonic()
     app.extensions[assets.ASSETS_KEY] = assets.load_assets()

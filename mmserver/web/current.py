@@ -14,6 +14,8 @@ from mmserver.web.framing import REQUEST_ID_KEY, WAITED_NS_KEY
 
 if TYPE_CHECKING:
     from mmserver.conversion.reading import ModelReader
+    from mmserver.experiments.observations.log import ObservationLog
+    from mmserver.experiments.service import Experimenter
     from mmserver.serving.predictions import Serving
     from mmserver.serving.siblings import Siblings
     from mmserver.web.quick import QuickRoutes
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 STORE_KEY = "mmserver.store"
 SERVING_KEY = "mmserver.serving"
 QUICK_KEY = "mmserver.quick"
+EXPERIMENTER_KEY = "mmserver.experimenter"
 MODEL_READER_KEY = "mmserver.model_reader"
 TURN_S = 5.0
 """How long a registration waits for its turn: longer would take the threads that others wait for."""
@@ -46,11 +49,54 @@ class LateServing:
         return self.made
 
 
+class LateExperimenter:
+    """As `LateServing`, for predictions while experiments run, and for what is logged of them; most servers never need it."""
+
+    def __init__(self, store: Store, serving: LateServing) -> None:
+        self._store = store
+        self._serving = serving
+        self._lock = threading.RLock()
+        self._log: ObservationLog | None = None
+        self.made: Experimenter | None = None
+
+    def __call__(self) -> "Experimenter":
+        if self.made is None:
+            serving = self._serving()
+            with self._lock:
+                if self.made is None:
+                    from mmserver.experiments.service import Experimenter
+
+                    self.made = Experimenter(serving, self.log())
+        return self.made
+
+    def log(self) -> "ObservationLog":
+        """This process's observation log, opened at the first call."""
+        with self._lock:
+            if self._log is None:
+                from mmserver.experiments.observations.log import ObservationLog
+
+                self._log = ObservationLog(self._store.settings.data_dir)
+                self._log.start()
+            return self._log
+
+    def keep_up(self) -> None:
+        """Be ready before the first request of an experiment; nothing while none runs."""
+        if self.made is None and self._store.catalog.experiments and not self._store.read_only:
+            self()
+
+    def close(self) -> None:
+        """End the log, after the last answer."""
+        with self._lock:
+            if self._log is not None:
+                self._log.close()
+
+
 class LateQuickRoutes:
     """As `LateServing`, for what is answered without Flask; an I/O thread uses `made` and leaves the making to others."""
 
-    def __init__(self, serving: LateServing) -> None:
+    def __init__(self, serving: LateServing, experimenter: LateExperimenter) -> None:
         self._serving = serving
+        self._experimenter = experimenter
         self._lock = threading.Lock()
         self.made: QuickRoutes | None = None
 
@@ -61,7 +107,7 @@ class LateQuickRoutes:
                 if self.made is None:
                     from mmserver.web.quick import QuickRoutes
 
-                    self.made = QuickRoutes(serving)
+                    self.made = QuickRoutes(serving, self._experimenter)
         return self.made
 
 
@@ -113,6 +159,19 @@ def current_serving() -> "Serving":
     """What this application predicts with."""
     serving: Serving = flask.current_app.extensions[SERVING_KEY]()
     return serving
+
+
+def current_experimenter() -> LateExperimenter:
+    """What this application makes of experiments."""
+    experimenter: LateExperimenter = flask.current_app.extensions[EXPERIMENTER_KEY]
+    return experimenter
+
+
+def current_predicting() -> "Experimenter | Serving":
+    """What answers predictions now: the experiments while any runs; they cost nothing otherwise."""
+    store = current_store()
+    runs_any = store.catalog.experiments and not store.read_only  # which could log nothing
+    return current_experimenter()() if runs_any else current_serving()
 
 
 def current_waited_ns() -> int:

@@ -27,7 +27,8 @@ class DecisionItem(msgspec.Struct, frozen=True):
 
 
 class PredictionItem(msgspec.Struct, frozen=True):
-    """One answer. `contributions` is there only if the request asked to have the prediction explained.
+    """One answer. `contributions` is there only if the request asked to have the prediction explained; `experiment_id` if it
+    belongs to an experiment, and `fallback`, an error's code, if the control answers because the treatment could not.
 
     Units:
         latency_ms: from the moment that the request was taken up; in a batch, that of the whole batch.
@@ -43,6 +44,8 @@ class PredictionItem(msgspec.Struct, frozen=True):
     latency_ms: float
     timestamp: datetime
     contributions: dict[str, Any] | UnsetType = UNSET
+    experiment_id: str | UnsetType = UNSET
+    fallback: str | UnsetType = UNSET
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -77,11 +80,13 @@ def item_from_prediction(
         prediction.model_name,
         prediction.version,
         prediction.model_info,
-        None,
+        prediction.variant,
         prediction.prediction_id,
         latency_ms(begun_ns),
         timestamp,
         UNSET if prediction.contributions is None else prediction.contributions,
+        UNSET if prediction.experiment_id is None else prediction.experiment_id,
+        UNSET if prediction.fallback is None else prediction.fallback,
     )
 
 

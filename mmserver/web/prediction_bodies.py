@@ -172,6 +172,8 @@ def asked_from_body(
         version=given(body.model_version) or version,
         as_of=as_of,
         explain=body.explain is True,
+        experiment_id=given(body.experiment_id),
+        unit_id=given(body.unit_id),
     )
 
 

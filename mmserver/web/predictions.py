@@ -9,7 +9,7 @@ import flask
 
 from mmserver.errors import MmserverError
 from mmserver.serving.predictions import Asked, Prediction
-from mmserver.web.current import current_serving, current_waited_ns
+from mmserver.web.current import current_predicting, current_store, current_waited_ns
 from mmserver.web.prediction_answers import BatchAnswer, item_from_error, item_from_prediction
 from mmserver.web.prediction_bodies import AskedBatch, read_batch, read_predict
 from mmserver.web.requests import query_time
@@ -38,17 +38,15 @@ def post_ml_predict_batch() -> flask.Response:
 
 def _predict(*, direction_codes: bool) -> flask.Response:
     begun_ns = time.perf_counter_ns()
-    serving = current_serving()
-    store = serving.store
     asked = read_predict(flask.request, query_time(flask.request, "as_of"))
-    prediction = serving.predict(asked, current_waited_ns())
-    return json_response(item_from_prediction(prediction, begun_ns, store.now(), direction_codes=direction_codes))
+    prediction = current_predicting().predict(asked, current_waited_ns())
+    now = current_store().now()
+    return json_response(item_from_prediction(prediction, begun_ns, now, direction_codes=direction_codes))
 
 
 def _predict_batch(*, direction_codes: bool) -> flask.Response:
     begun_ns = time.perf_counter_ns()
-    serving = current_serving()
-    store = serving.store
+    store = current_store()
     batch = read_batch(flask.request, query_time(flask.request, "as_of"), store.settings.max_rows)
     found = _predict_all(batch)
     now = store.now()
@@ -64,5 +62,5 @@ def _predict_batch(*, direction_codes: bool) -> flask.Response:
 def _predict_all(batch: AskedBatch) -> list[Prediction | MmserverError]:
     """Each item's answer in its place."""
     asked = [item.asked for item in batch.items if isinstance(item.asked, Asked)]
-    in_order = iter(current_serving().predict_many(asked, batch.max_batch_size))
+    in_order = iter(current_predicting().predict_many(asked, batch.max_batch_size))
     return [next(in_order) if isinstance(item.asked, Asked) else item.asked for item in batch.items]

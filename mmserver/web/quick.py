@@ -14,11 +14,12 @@ from mmserver.catalog.history import LATEST, PRODUCTION
 from mmserver.catalog.symbols import ALL_SYMBOLS, comparable_symbol
 from mmserver.errors import MmserverError
 from mmserver.serving.interpretation import NoInterpreter
-from mmserver.serving.predictions import Resolved, Serving
+from mmserver.serving.predictions import Prediction, Resolved, Serving
+from mmserver.web.current import LateExperimenter
 from mmserver.web.open_inference_bodies import BINARY_MEDIA_TYPE, HEADER_LENGTH
 from mmserver.web.open_inference_infer import quick_infer
-from mmserver.web.prediction_answers import PredictionItem, decision_item, latency_ms
-from mmserver.web.prediction_bodies import given, has_plain_features, plain_body
+from mmserver.web.prediction_answers import item_from_prediction
+from mmserver.web.prediction_bodies import PredictBody, asked_from_body, given, has_plain_features, plain_body
 from mmserver.web.responses import JSON_MEDIA_TYPE, json_bytes
 
 MAX_BODY_BYTES = 256 << 10
@@ -65,8 +66,9 @@ class QuickRoutes:
     max_body_bytes = MAX_BODY_BYTES
     """The largest body that is answered without one's own thread."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, experimenter: LateExperimenter) -> None:
         self._serving = serving
+        self._experimenter = experimenter
         self._handlers: dict[str, QuickHandler] = {
             "/predict": partial(self._predict, False),
             "/api/ml/predict": partial(self._predict, True),
@@ -120,31 +122,69 @@ class QuickRoutes:
         asked = plain_body(request.body)
         if asked is None or asked.explain is True or not asked.features or not has_plain_features(asked):
             return None
-        serving = self._serving
         resolved = self._resolved(asked.symbol, given(asked.model_name), given(asked.model_version))
-        loaded = None if resolved is None else serving.held(resolved)
-        most_ns = math.inf if request.may_take_long else MAX_ROW_COST_NS
-        if resolved is None or loaded is None or loaded.row_cost_ns > most_ns:
+        if resolved is None:
             return None
-        if isinstance(loaded.interpreter, NoInterpreter) or len(asked.features) not in loaded.layout.lengths:
+        most_ns = math.inf if request.may_take_long else MAX_ROW_COST_NS
+        belongs, prediction = False, None
+        if self._serving.store.catalog.experiments:
+            belongs, prediction = self._in_experiment(asked, resolved, most_ns, request.waited_ns)
+        if not belongs:
+            prediction = self._of_model(asked, resolved, most_ns, begun_ns, request.waited_ns)
+        if prediction is None:
+            return None
+        now = self._serving.store.now()
+        item = item_from_prediction(prediction, begun_ns, now, direction_codes=direction_codes)
+        return QuickAnswer("200 OK", JSON_HEADERS, json_bytes(item))
+
+    def _of_model(
+        self, body: PredictBody, resolved: Resolved, most_ns: float, begun_ns: int, waited_ns: int
+    ) -> Prediction | None:
+        """What the model that is meant gives; None where Flask has to ask it."""
+        serving = self._serving
+        loaded = serving.held(resolved)
+        if loaded is None or loaded.row_cost_ns > most_ns:
+            return None
+        if isinstance(loaded.interpreter, NoInterpreter) or len(body.features) not in loaded.layout.lengths:  # type: ignore[arg-type]
             return None  # it is refused anyway, and would be counted twice; to say all that is wrong may take long
         try:
-            row = loaded.layout.row(asked.features)  # type: ignore[arg-type]  # of one shape: `has_plain_features` said so
-            decision = serving.predict_row(resolved, loaded, row, begun_ns, request.waited_ns)
+            row = loaded.layout.row(body.features)  # type: ignore[arg-type]  # of one shape: `has_plain_features` said so
+            decision = serving.predict_row(resolved, loaded, row, begun_ns, waited_ns)
         except MmserverError:
             return None
-        item = PredictionItem(
-            asked.symbol,
-            decision_item(decision, direction_codes),
-            resolved.version.model_name,
-            resolved.version.label,
+        version = resolved.version
+        return Prediction(
+            body.symbol,
+            decision,
+            version.model_name,
+            version.label,
             serving.model_info(resolved, loaded),
-            None,
             serving.new_prediction_id(),
-            latency_ms(begun_ns),
-            serving.store.now(),
         )
-        return QuickAnswer("200 OK", JSON_HEADERS, json_bytes(item))
+
+    def _in_experiment(
+        self, body: PredictBody, resolved: Resolved, most_ns: float, waited_ns: int
+    ) -> tuple[bool, Prediction | None]:
+        """Whether the request may belong to a running experiment, and its answer; True and None where Flask has to give it.
+
+        An answer is logged before it is given here. What is left to Flask was not, and is asked of the same arm again.
+        """
+        experimenter = self._experimenter.made
+        if experimenter is None:
+            return not self._serving.store.read_only, None
+        try:
+            asked = asked_from_body(body, None)
+            assignment = experimenter.assigned(asked, resolved.version.model_name)
+            if assignment is None:
+                return False, None
+            if not experimenter.is_ready(asked, assignment, most_ns):
+                return True, None
+            outcome = experimenter.scored(asked, assignment, waited_ns)
+            if isinstance(outcome.answer, MmserverError):
+                return True, None
+            return True, experimenter.kept(outcome)
+        except MmserverError:
+            return True, None
 
     def _infer(self, request: QuickRequest) -> QuickAnswer | None:
         path, headers, body, request_id, waited_ns, may_take_long = request

@@ -16,7 +16,7 @@ from werkzeug.test import TestResponse
 from mmserver.catalog import registering
 from mmserver.catalog.catalog import Actor
 from mmserver.serving import predictors
-from mmserver.web.current import SERVING_KEY
+from mmserver.web.current import EXPERIMENTER_KEY, SERVING_KEY
 from mmserver.web.quick import QuickRoutes
 
 TEST = Actor("test")
@@ -610,7 +610,9 @@ def test_statistics_count_what_was_asked_with_every_key_that_perf_analyzer_reads
 
 
 def quick(web: Any, body: bytes, path: str = INFER, **headers: str) -> Any:
-    return QuickRoutes(web.app.extensions[SERVING_KEY]()).answer(path, headers, body, "mine")
+    return QuickRoutes(web.app.extensions[SERVING_KEY](), web.app.extensions[EXPERIMENTER_KEY]).answer(
+        path, headers, body, "mine"
+    )
 
 
 def test_quick_answers_are_those_of_the_view(web: Any) -> None:
