@@ -250,6 +250,13 @@ class ExperimentConflict(Conflict):
     template = "{experiment_id} would share requests for {model_name} with {other_id}, which is running: {reason}"
 
 
+class ExperimentUndecided(Conflict):
+    """Nothing is recommended that could be applied; an action may be named all the same."""
+
+    code = "experiment_undecided"
+    template = "{experiment_id} is not decided: {reason}; name an action to apply one all the same"
+
+
 class ExperimentStatusConflict(Conflict):
     """What is asked for cannot be done to an experiment in this status."""
 

@@ -106,7 +106,7 @@ def ramp_experiment(
         ExperimentStatusConflict: it does not run.
         RequestInvalid: the weight is not within 0 and 1, or smaller without `redraw`: treated units would go back.
     """
-    checked_weight(treatment_weight, "treatment_weight")
+    checked_weight(treatment_weight, "traffic_split")
 
     def ramp(connection: Connection, at: str) -> None:
         row = _in_status(connection, experiment_id, (RUNNING,), "only a running experiment has a ramp")
@@ -119,7 +119,7 @@ def ramp_experiment(
                 f"the treatment's weight is {last.treatment_weight:g}; with {treatment_weight:g} treated units would go back: "
                 "draw all units anew (redraw), or stop"
             )
-            raise RequestInvalid(problem, errors=[{"loc": "treatment_weight", "msg": problem}])
+            raise RequestInvalid(problem, errors=[{"loc": "traffic_split", "msg": problem}])
         phase = last.phase + 1
         salt = salt_of(experiment_id, phase) if redraw else last.salt
         values = {"phase": phase, "salt": salt, "treatment_weight": treatment_weight, "started_at": at}

@@ -1,0 +1,224 @@
+"""Looking at an experiment and acting on it: the analysis of the moment, decisions that are kept, and what they change."""
+
+import importlib.metadata
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypeAlias
+
+import msgspec
+from sqlalchemy import insert, select
+
+from mmserver.catalog.catalog import Actor
+from mmserver.catalog.store import Store
+from mmserver.errors import ExperimentStatusConflict, ExperimentUndecided, MmserverError
+from mmserver.experiments.analysing import Analysis, analyse
+from mmserver.experiments.deciding import Decision, Design, Looks, Recommendation
+from mmserver.experiments.experiments import (
+    APPLIED,
+    DRAFT,
+    RUNNING,
+    Applied,
+    Experiment,
+    get_experiment,
+    list_experiments,
+)
+from mmserver.experiments.lifecycle import note_applied, stop_experiment
+from mmserver.experiments.replaying import evaluate, inputs_json
+from mmserver.experiments.totals import ExperimentTotals
+from mmserver.registry import stages
+from mmserver.registry.finding import find_model, in_stage
+from mmserver.storage.tables import ExperimentEvaluationRow
+from mmserver.storage.times import text_from_datetime
+
+Reason: TypeAlias = Literal["scheduled", "stopped", "applied"]
+SCHEDULE = Actor("mmserver (experiments)")
+"""Who acts where an experiment does by itself."""
+
+log = logging.getLogger(__name__)
+
+
+class Totals(Protocol):
+    """Where the sums of experiments come from: `ObservationLog`."""
+
+    def flush(self) -> None:
+        """Take in what was logged until now."""
+
+    def read_totals(self, experiment_key: int) -> ExperimentTotals:
+        """The sums of one experiment."""
+
+
+class KeptDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision as it is kept beside its inputs; `looks` are what the next one goes on from."""
+
+    recommendation: Recommendation
+    looks: Looks
+
+
+def analyse_experiment(store: Store, totals: Totals, experiment: Experiment) -> Analysis:
+    """How the arms do as of now, or as of its end; nothing is kept.
+
+    Raises:
+        DatabaseBusy, DatabaseCorrupt, DiskFull, WritesStopped: of the observations' own file.
+    """
+    if not store.read_only:
+        totals.flush()
+    return analyse(
+        totals.read_totals(experiment.key),
+        policy=experiment.policy,
+        design=design_of(experiment),
+        now=_now(store, experiment),
+        looks=_last_looks(store, experiment),
+    )
+
+
+def evaluate_experiment(store: Store, totals: Totals, experiment: Experiment, reason: Reason) -> Decision:
+    """Decide, and keep the decision with its inputs.
+
+    Raises:
+        as `analyse_experiment`; ReadOnly
+    """
+    store.check_writable()
+    totals.flush()
+    now = _now(store, experiment)
+    decision, inputs = evaluate(
+        totals.read_totals(experiment.key),
+        policy=experiment.policy,
+        design=design_of(experiment),
+        now=now,
+        looks=_last_looks(store, experiment),
+    )
+    kept = KeptDecision(recommendation=decision.recommendation, looks=decision.looks)
+    with store.database.write() as connection:
+        connection.execute(
+            insert(ExperimentEvaluationRow).values(
+                experiment_key=experiment.key,
+                at=text_from_datetime(store.now()),
+                reason=reason,
+                inputs=inputs_json(inputs).decode(),
+                decision=msgspec.json.encode(kept).decode(),
+                code_version=importlib.metadata.version("mmserver"),
+            )
+        )
+    return decision
+
+
+def stop_and_report(store: Store, totals: Totals, experiment_id: str, by: Actor) -> tuple[Experiment, Analysis]:
+    """End an experiment, keep a last decision, and give the final report; again, the report alone.
+
+    Raises:
+        ExperimentNotFound, ReadOnly; as `analyse_experiment`: it is stopped all the same.
+    """
+    before = get_experiment(store, experiment_id)
+    experiment = stop_experiment(store, experiment_id, by)
+    if before.status == RUNNING:
+        evaluate_experiment(store, totals, experiment, "stopped")
+    return experiment, analyse_experiment(store, totals, experiment)
+
+
+def apply_result(
+    store: Store, totals: Totals, experiment_id: str, by: Actor, *, action: Applied | None = None
+) -> tuple[Experiment, dict[str, Any]]:
+    """Do what the decision of this moment says, or `action`; one that runs is stopped first. An experiment is applied once.
+
+    promote: the treatment's version comes into production of its model. rollback and keep: the control stays; where the treatment
+    is in production of the same model, the control takes its place.
+
+    Returns:
+        the experiment, and what was changed in the registry: `promoted`, a model and version, or None
+
+    Raises:
+        ExperimentNotFound, ReadOnly, ModelNotFound, VersionNotFound
+        ExperimentStatusConflict: it was never started, or was applied before.
+        ExperimentUndecided: the decision is to go on, or the experiment is invalid, and no action is named.
+    """
+    experiment = get_experiment(store, experiment_id)
+    if experiment.status in (DRAFT, APPLIED):
+        instead = "start it first" if experiment.status == DRAFT else "a result is applied once"
+        raise ExperimentStatusConflict(experiment_id=experiment_id, status=experiment.status, instead=instead)
+    recommendation = evaluate_experiment(store, totals, experiment, "applied").recommendation
+    chosen = action or _recommended(recommendation)
+    if chosen is None:
+        reason = f"{recommendation.verdict} ({'; '.join(recommendation.reasons)})"
+        raise ExperimentUndecided(experiment_id=experiment_id, reason=reason)
+    stop_experiment(store, experiment_id, by)
+    promoted = _put_into_production(store, experiment, chosen, by)
+    detail = {"promoted": promoted, "recommended": recommendation.verdict, "is_asked_for": action is not None}
+    return note_applied(store, experiment_id, chosen, detail, by), detail
+
+
+def evaluate_running(store: Store, totals: Callable[[], Totals]) -> None:
+    """One look at each running experiment: keep the decision, and act on it where that is wanted. One's trouble is not another's.
+
+    An experiment ends at its deadline; one with `auto` when it is decided. What somebody else has put into production meanwhile
+    is left there.
+    """
+    for experiment in list_experiments(store, status=RUNNING):
+        try:
+            _look_at(store, totals(), experiment)
+        except MmserverError as error:
+            log.warning("experiment %s: %s", experiment.experiment_id, error)
+
+
+def design_of(experiment: Experiment) -> Design:
+    """What its decision depends on of how it was set up."""
+    return Design(
+        started_at=experiment.started_at or experiment.created_at,
+        treatment_weights=experiment.treatment_weights,
+        mode=experiment.mode,
+        deadline_at=experiment.deadline_at,
+    )
+
+
+# --- parts --------------------------------------------------------------------------------------------------------------
+
+
+def _look_at(store: Store, totals: Totals, experiment: Experiment) -> None:
+    recommendation = evaluate_experiment(store, totals, experiment, "scheduled").recommendation
+    chosen = _recommended(recommendation)
+    if experiment.auto and chosen is not None and experiment.overruled_by is None:
+        apply_result(store, totals, experiment.experiment_id, SCHEDULE)
+    elif experiment.deadline_at is not None and store.now() >= experiment.deadline_at:
+        stop_and_report(store, totals, experiment.experiment_id, SCHEDULE)
+
+
+def _recommended(recommendation: Recommendation) -> Applied | None:
+    if recommendation.verdict == "no_difference":
+        return "keep"
+    return None if recommendation.action == "continue" else recommendation.action
+
+
+def _put_into_production(store: Store, experiment: Experiment, chosen: Applied, by: Actor) -> dict[str, str] | None:
+    control, treatment = experiment.control, experiment.treatment
+    if chosen == "promote":
+        wanted = treatment
+    elif control.model_name == treatment.model_name and _is_in_production(store, experiment):
+        wanted = control
+    else:
+        return None
+    stages.promote(store, wanted.model_name, wanted.version, by)
+    return {"model_name": wanted.model_name, "version": wanted.version}
+
+
+def _is_in_production(store: Store, experiment: Experiment) -> bool:
+    with store.database.read() as connection:
+        model = find_model(connection, experiment.treatment.model_name)
+        present = in_stage(connection, model.id, "production")
+    return present is not None and present.label == experiment.treatment.version
+
+
+def _last_looks(store: Store, experiment: Experiment) -> Looks | None:
+    query = (
+        select(ExperimentEvaluationRow.decision)
+        .where(ExperimentEvaluationRow.experiment_key == experiment.key)
+        .order_by(ExperimentEvaluationRow.id.desc())
+        .limit(1)
+    )
+    with store.database.read() as connection:
+        decision = connection.execute(query).scalar()
+    return None if decision is None else msgspec.json.decode(decision, type=KeptDecision).looks
+
+
+def _now(store: Store, experiment: Experiment) -> datetime:
+    now = store.now()
+    return now if experiment.stopped_at is None else min(now, experiment.stopped_at)
