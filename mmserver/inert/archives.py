@@ -8,6 +8,7 @@ import io
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 
 from mmserver.errors import Undecodable
@@ -43,7 +44,7 @@ def archive_names(content: bytes, limits: Limits | None = None) -> tuple[str, ..
             for wrong in _wrong(entries, limits or Limits()):
                 raise Undecodable("unsafe_archive", wrong)
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OSError, zlib.error) as error:
         raise Undecodable("malformed", f"the archive is damaged: {error}"[:300]) from error
     if damaged is not None:
         raise Undecodable("malformed", f"{_shown(damaged)} is damaged, or was written without its checksum")

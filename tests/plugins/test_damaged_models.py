@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,17 +13,18 @@ import numpy as np
 import pytest
 
 from mmserver.catalog.catalog import Actor
+from mmserver.catalog.ingest import IngestedGroup
 from mmserver.catalog.opening import open_store
 from mmserver.catalog.store import Store
 from mmserver.conversion.reading import ModelReader
 from mmserver.errors import ArtifactInvalid, Undecodable
-from mmserver.formats import ModelSource
-from mmserver.plugin_loading import Plugins
+from mmserver.formats import ModelFile, ModelSource
+from mmserver.plugin_loading import Plugins, load_plugins
 from mmserver.registry.registering import NewVersion, register_version
 from mmserver.registry.stages import promote
 from mmserver.registry.versions import list_versions
 from mmserver.settings import Settings
-from tests.plugins.samples import ROWS, SAMPLES, Sample
+from tests.plugins.samples import ROWS, SAMPLES, Sample, network
 
 pytestmark = pytest.mark.slow
 TEST = Actor("test")
@@ -96,6 +98,68 @@ N_CUTS = 10
 N_BITS = 50
 
 
+NETWORK = """
+import torch
+from mmserver import hookimpl
+
+class Net(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+
+@hookimpl
+def mmserver_event(event):
+    pass
+"""
+
+
+def state_dict() -> bytes:
+    import torch
+
+    file = io.BytesIO()
+    torch.save(network().state_dict(), file)
+    return file.getvalue()
+
+
+def torch_script() -> bytes:
+    import torch
+
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(network(), torch.zeros(2, 4)), file)
+    return file.getvalue()
+
+
+TORCH = ("torch", "onnxscript")
+ARCHIVES = [
+    *(sample for sample in SAMPLES if sample.name in CHECKED),
+    Sample(
+        "torch-state-dict",
+        "a.pt",
+        state_dict,
+        needs=TORCH,
+        options={"code": "damaged_network:Net", "input_shape": [4]},
+    ),
+    Sample("torch-script", "a.pt", torch_script, needs=TORCH, options={"input_shape": [4]}),
+]
+NOT_PROGRAMS = [sample for sample in ARCHIVES if sample.name != "torch-program"]
+"""Reading a program takes seconds."""
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Plugins:
+    """All plugins, with a file of code for a state dict."""
+    directory = tmp_path_factory.mktemp("networks")
+    (directory / "damaged_network.py").write_text(NETWORK)
+    return load_plugins(directory)
+
+
+def read_archive(plugins: Plugins, sample: Sample, data: bytes) -> ModelFile:
+    claim = plugins.model_format_for(sample.file_name)
+    assert claim is not None
+    return claim.read(ModelSource(file_name="a", files={"a": data}, options=sample.options))
+
+
 def contents(data: bytes) -> list[int]:
     """Where bytes of entries lie in an archive."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -107,41 +171,66 @@ def contents(data: bytes) -> list[int]:
     return places
 
 
-@pytest.mark.parametrize("sample", [sample for sample in SAMPLES if sample.name in CHECKED], ids=CHECKED)
+@pytest.mark.parametrize("sample", ARCHIVES, ids=[sample.name for sample in ARCHIVES])
 def test_an_archive_that_is_cut_or_has_any_bit_of_its_contents_flipped_is_refused(
-    read_model: Callable[..., Any], sample: Sample
-) -> None:
-    if sample.missing is not None:
-        pytest.skip(f"{sample.missing} is not installed")
-    model_type, whole = ("sklearn" if "sklearn" in sample.name else "torch"), sample.make()
-    random = np.random.default_rng(19)
-    for length in random.integers(2, len(whole), N_CUTS):
-        with pytest.raises(Undecodable):
-            read_model(model_type, whole[:length])
-    for at in random.choice(contents(whole), N_BITS):
-        flipped = bytearray(whole)
-        flipped[at] ^= 1 << random.integers(8)
-        with pytest.raises(Undecodable) as refusal:
-            read_model(model_type, bytes(flipped))
-        assert refusal.value.reason == "malformed"
-
-
-@pytest.mark.parametrize(
-    "sample", [sample for sample in SAMPLES if sample.name == "sklearn-skops"], ids=["sklearn-skops"]
-)
-def test_a_flip_anywhere_else_in_an_archive_is_refused_or_changes_no_prediction(
-    read_model: Callable[..., Any], plugins: Plugins, sample: Sample
+    networks: Plugins, sample: Sample
 ) -> None:
     if sample.missing is not None:
         pytest.skip(f"{sample.missing} is not installed")
     whole = sample.make()
-    predicted = plugins.load_predictor(read_model("sklearn", whole)).predict(np.float32(ROWS))["prediction"]
+    random = np.random.default_rng(19)
+    for length in random.integers(2, len(whole), N_CUTS):
+        with pytest.raises(Undecodable):
+            read_archive(networks, sample, whole[:length])
+    for at in random.choice(contents(whole), N_BITS):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << random.integers(8)
+        with pytest.raises(Undecodable) as refusal:
+            read_archive(networks, sample, bytes(flipped))
+        assert refusal.value.reason == "malformed"
+
+
+@pytest.mark.parametrize("sample", NOT_PROGRAMS, ids=[sample.name for sample in NOT_PROGRAMS])
+def test_a_flip_anywhere_else_in_an_archive_is_refused_or_changes_no_prediction(
+    networks: Plugins, sample: Sample
+) -> None:
+    if sample.missing is not None:
+        pytest.skip(f"{sample.missing} is not installed")
+    whole = sample.make()
+
+    def predicted(model: ModelFile) -> bytes:
+        outputs = networks.load_predictor(model).predict(np.float32(ROWS))
+        return b"".join(values.tobytes() for values in outputs.values())
+
+    expected = predicted(read_archive(networks, sample, whole))
     random, inside = np.random.default_rng(23), set(contents(whole))
     for at in random.choice([at for at in range(len(whole)) if at not in inside], N_BITS):
         flipped = bytearray(whole)
         flipped[at] ^= 1 << random.integers(8)
         try:
-            model = read_model("sklearn", bytes(flipped))
-        except Undecodable:
+            model = read_archive(networks, sample, bytes(flipped))
+        except (Undecodable, RuntimeError, zipfile.BadZipFile):  # the last two are torch's own
             continue
-        assert plugins.load_predictor(model).predict(np.float32(ROWS))["prediction"].tobytes() == predicted.tobytes()
+        assert predicted(model) == expected
+
+
+def rezipped(data: bytes, more: str) -> bytes:
+    """The archive, deflated, with 64 MiB of zeros in an entry whose name is in no UTF-8."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        new.writestr(more + "/xx", bytes(64 << 20))
+    return file.getvalue().replace(f"{more}/xx".encode(), f"{more}/".encode() + b"\x82\x8a")
+
+
+@pytest.mark.parametrize("sample", ARCHIVES, ids=[sample.name for sample in ARCHIVES])
+def test_a_bomb_whose_name_is_no_utf_8_is_refused_in_the_guarded_process(
+    read_guarded: Callable[..., IngestedGroup], sample: Sample
+) -> None:
+    if sample.missing is not None:
+        pytest.skip(f"{sample.missing} is not installed")
+    bomb = rezipped(sample.make(), "a")
+    with pytest.raises(ArtifactInvalid, match="'a/éè' would be 67108864 bytes") as refusal:
+        read_guarded(sample.file_name, bomb, **sample.options)
+    assert refusal.value.values["reason"] == "unsafe_archive"
