@@ -13,7 +13,8 @@ _PICKLES = {
     "torch": "a pickle of PyTorch's: save the state dict with torch.save(model.state_dict(), 'model.pt')",
 }
 _OF_CATBOOST = (
-    "CatBoost's JSON, which CatBoost reads from files only: save the model with model.save_model('model.cbm')"
+    "CatBoost's JSON, which CatBoost reads from files only, and no guarded process may open one. Two lines of Python make a .cbm of it: "
+    "model = catboost.CatBoost().load_model('model.json', format='json'); model.save_model('model.cbm')"
 )
 _JSONS: tuple[tuple[bytes, str], ...] = (
     (b'"oblivious_trees"', _OF_CATBOOST),

@@ -1,5 +1,6 @@
 """CatBoost's own ONNX, with its output in the shape that it has and its classes in a tensor."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,43 @@ def test_a_torn_file_is_refused(
     for length in range(len(whole)):
         with pytest.raises(Undecodable):
             read_model("catboost", whole[:length])
+
+
+def test_json_becomes_a_model_that_predicts_the_same_as_the_refusal_says(
+    read_model: Callable[..., Any],
+    saved: Callable[..., bytes],
+    rows: Any,
+    returns: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitted = catboost.CatBoostRegressor(**OPTIONS)
+    (tmp_path / "model.json").write_bytes(saved(fitted, rows, returns, format="json"))
+    with pytest.raises(Undecodable) as refusal:
+        read_model("catboost", (tmp_path / "model.json").read_bytes())
+    lines = re.search(r"model = .*?; model\.save_model\('model\.cbm'\)", refusal.value.detail)
+    assert lines is not None
+    monkeypatch.chdir(tmp_path)
+    exec(lines.group(0), {"catboost": catboost})
+    read = read_model("catboost", (tmp_path / "model.cbm").read_bytes())
+    expected = read_model("catboost", saved(fitted, rows, returns))
+    assert np.allclose(read.probes.outputs["prediction"], expected.probes.outputs["prediction"], rtol=1e-12, atol=0)
+
+
+def test_a_regressor_that_catboost_itself_saved_as_onnx_predicts_what_catboost_does(
+    read_model: Callable[..., Any], plugins: Any, saved: Callable[..., bytes], rows: Any, returns: Any
+) -> None:
+    fitted = catboost.CatBoostRegressor(**OPTIONS)
+    model = read_model("onnx", saved(fitted, rows, returns, format="onnx"))
+    wanted = np.nan_to_num(rows).astype(np.float32)
+    (found,) = plugins.load_predictor(model).predict(wanted).values()
+    assert np.abs(found.ravel() - fitted.predict(wanted)).max() < 1e-5
+
+
+def test_a_classifier_that_catboost_itself_saved_as_onnx_gives_maps_and_is_refused_with_another_way(
+    read_model: Callable[..., Any], saved: Callable[..., bytes], rows: Any, returns: Any
+) -> None:
+    labels = (returns > 0).astype(int)
+    with pytest.raises(Undecodable, match="ZipMap") as refusal:
+        read_model("onnx", saved(catboost.CatBoostClassifier(**OPTIONS), rows, labels, format="onnx"))
+    assert refusal.value.reason == "unsupported"
