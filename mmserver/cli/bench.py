@@ -262,7 +262,7 @@ def _generated(plan: dict[str, Any], seconds: float) -> dict[str, Any]:
         command, input=json.dumps(plan), capture_output=True, text=True, timeout=seconds + 2 * STUCK_S, check=False
     )
     if done.returncode != 0:
-        raise click.ClickException((done.stderr.strip().splitlines() or ["the load generator died"])[-1])
+        raise click.ClickException(shown((done.stderr.strip().splitlines() or ["the load generator died"])[-1]))
     result: dict[str, Any] = json.loads(done.stdout)
     if "error" in result:
         raise NotMeasured(result["error"])

@@ -1,5 +1,6 @@
 """How commands print: a table on a terminal, tab-separated text with a header line in a pipe, JSON when asked."""
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -31,7 +32,12 @@ def print_rows(rows: Iterable[Any], columns: Sequence[str], *, as_json: bool) ->
 
 def print_json(value: Any) -> None:
     """Print one value as indented JSON; paths become text."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2))
+    click.echo(json_for_terminals(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode()))
+
+
+def json_for_terminals(text: str) -> str:
+    """The same JSON, with what a terminal could take for a command escaped: JSON itself escapes no more than the first 32 characters."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def shown(value: Any) -> str:

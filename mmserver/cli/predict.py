@@ -10,7 +10,7 @@ import click
 
 from mmserver.cli.feature_files import read_features, rows_from_features
 from mmserver.cli.options import json_option, with_settings
-from mmserver.cli.output import print_rows, shown
+from mmserver.cli.output import json_for_terminals, print_rows, shown
 from mmserver.errors import MmserverError
 from mmserver.settings import Settings
 
@@ -110,7 +110,7 @@ def _print_json_lines(predictions: "Sequence[Prediction]", started_ns: int) -> N
     now = datetime.now(UTC)
     for prediction in predictions:
         item = item_from_prediction(prediction, started_ns, now, direction_codes=False)
-        click.echo(json_bytes(item))
+        click.echo(json_for_terminals(json_bytes(item).decode()))
 
 
 def _row(row: int, prediction: "Prediction") -> dict[str, Any]:
