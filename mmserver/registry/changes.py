@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, select, update
 
 from mmserver.catalog.history import PRODUCTION, append_serving
 from mmserver.catalog.store import Store
@@ -12,6 +12,9 @@ from mmserver.registry.finding import REGISTERED, in_stage, last_served_id
 from mmserver.registry.layout import show_change
 from mmserver.registry.semantic_versions import precedence
 from mmserver.storage.tables import ModelRow, RegisteredVersionRow, VersionRow
+
+_TOUCH_VERSION = update(RegisteredVersionRow).where(RegisteredVersionRow.version_id == bindparam("touched_id"))
+_TOUCH_MODEL = update(ModelRow).where(ModelRow.id == bindparam("touched_id"))
 
 
 def serve_what_is_due(connection: Connection, model: Row[Any], at: str, reason: str) -> str | None:
@@ -35,16 +38,12 @@ def serve_what_is_due(connection: Connection, model: Row[Any], at: str, reason: 
 def touch(connection: Connection, model: Row[Any], version_id: int, at: str, **values: Any) -> None:
     """Note when a registered version changed last, and what (its model: `touch_model`); `values` are RegisteredVersionRow's columns."""
     if model.kind == REGISTERED:
-        connection.execute(
-            update(RegisteredVersionRow)
-            .where(RegisteredVersionRow.version_id == version_id)
-            .values(updated_at=at, **values)
-        )
+        connection.execute(_TOUCH_VERSION, {"touched_id": version_id, "updated_at": at, **values})
 
 
 def touch_model(connection: Connection, model_id: int, at: str) -> None:
     """Note when a registered model changed last."""
-    connection.execute(update(ModelRow).where(ModelRow.id == model_id).values(refreshed_at=at))
+    connection.execute(_TOUCH_MODEL, {"touched_id": model_id, "refreshed_at": at})
 
 
 def announce(store: Store, model_name: str, events: Iterable[Event]) -> None:

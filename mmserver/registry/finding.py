@@ -1,8 +1,11 @@
-"""Models and versions as rows, for decisions inside of a transaction: other processes change them at the same time."""
+"""Models and versions as rows, for decisions inside of a transaction: other processes change them at the same time.
+
+The statements are built once: a promotion asks a dozen, and to build them would cost as much as to run them.
+"""
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Row, Select, bindparam, select
 
 from mmserver.catalog.history import LATEST, PRODUCTION, STAGING
 from mmserver.errors import ModelNotFound, VersionNotFound, WrongModelKind
@@ -11,6 +14,27 @@ from mmserver.storage.tables import ModelRow, RegisteredVersionRow, ServingRow, 
 WATCHED = "watched"
 REGISTERED = "registered"
 
+_HAS_VERSION = select(VersionRow.id).where(VersionRow.model_id == ModelRow.id).exists()
+_MODEL = select(ModelRow.__table__).where(ModelRow.name == bindparam("model_name"), _HAS_VERSION)
+_VERSIONS: Select[*tuple[Any, ...]] = select(VersionRow.id, VersionRow.seq, VersionRow.label).where(
+    VersionRow.model_id == bindparam("model_id")
+)
+_BY_LABEL = _VERSIONS.where(VersionRow.label == bindparam("label"))
+_BY_ID = _VERSIONS.where(VersionRow.id == bindparam("version_id"))
+_IN_STAGE = _VERSIONS.join(StageRow, StageRow.version_id == VersionRow.id).where(
+    StageRow.model_id == bindparam("model_id"), StageRow.stage == bindparam("stage")
+)
+_STAGES = select(StageRow.version_id, StageRow.stage).where(StageRow.model_id == bindparam("model_id"))
+_LAST_SERVED = (
+    select(ServingRow.version_id)
+    .where(ServingRow.model_id == bindparam("model_id"))
+    .order_by(ServingRow.id.desc())
+    .limit(1)
+)
+_ARCHIVED_AT = select(RegisteredVersionRow.archived_at).where(
+    RegisteredVersionRow.version_id == bindparam("version_id")
+)
+
 
 def find_model(connection: Connection, model_name: str) -> Row[Any]:
     """The model's row.
@@ -18,10 +42,7 @@ def find_model(connection: Connection, model_name: str) -> Row[Any]:
     Raises:
         ModelNotFound: there is none, or it is just being registered.
     """
-    has_version = select(VersionRow.id).where(VersionRow.model_id == ModelRow.id).exists()
-    row = connection.execute(
-        select(ModelRow.__table__).where(ModelRow.name == model_name, has_version)
-    ).one_or_none()  # fmt: skip
+    row = connection.execute(_MODEL, {"model_name": model_name}).one_or_none()
     if row is None:
         raise ModelNotFound(model_name=model_name)
     return row
@@ -63,7 +84,7 @@ def find_version(connection: Connection, model: Row[Any], reference: str) -> Row
         row = _served(connection, model)
         missing = "that was not retired"
     else:
-        row = connection.execute(_versions(model.id).where(VersionRow.label == reference)).one_or_none()
+        row = connection.execute(_BY_LABEL, {"model_id": model.id, "label": reference}).one_or_none()
         missing = repr(reference)
     if row is None:
         raise VersionNotFound(model_name=model.name, which=missing)
@@ -72,34 +93,26 @@ def find_version(connection: Connection, model: Row[Any], reference: str) -> Row
 
 def in_stage(connection: Connection, model_id: int, stage: str) -> Row[Any] | None:
     """Id, seq and label of the version that is in the stage."""
-    query = _versions(model_id).join(StageRow, StageRow.version_id == VersionRow.id)
-    return connection.execute(query.where(StageRow.model_id == model_id, StageRow.stage == stage)).one_or_none()
+    return connection.execute(_IN_STAGE, {"model_id": model_id, "stage": stage}).one_or_none()
 
 
 def stages_of_model(connection: Connection, model_id: int) -> dict[int, str]:
     """Stages by version id."""
-    rows = connection.execute(select(StageRow.version_id, StageRow.stage).where(StageRow.model_id == model_id)).all()
-    return {row.version_id: row.stage for row in rows}
+    return {row.version_id: row.stage for row in connection.execute(_STAGES, {"model_id": model_id})}
 
 
 def last_served_id(connection: Connection, model_id: int) -> int | None:
     """The version that the model serves; None where that was removed in this transaction."""
-    query = select(ServingRow.version_id).where(ServingRow.model_id == model_id)
-    return connection.execute(query.order_by(ServingRow.id.desc()).limit(1)).scalar()
+    return connection.execute(_LAST_SERVED, {"model_id": model_id}).scalar()
+
+
+def archived_at(connection: Connection, version_id: int | None) -> str | None:
+    """When it was retired; None where it was not, or was not registered one by one."""
+    return connection.execute(_ARCHIVED_AT, {"version_id": version_id}).scalar()
 
 
 def _served(connection: Connection, model: Row[Any]) -> Row[Any] | None:
     version_id = last_served_id(connection, model.id)
-    if model.kind == REGISTERED and _is_retired(connection, version_id):
+    if model.kind == REGISTERED and archived_at(connection, version_id) is not None:
         return None
-    return connection.execute(_versions(model.id).where(VersionRow.id == version_id)).one_or_none()
-
-
-def _is_retired(connection: Connection, version_id: int | None) -> bool:
-    query = select(RegisteredVersionRow.archived_at).where(RegisteredVersionRow.version_id == version_id)
-    return connection.execute(query).scalar() is not None
-
-
-def _versions(model_id: int) -> Select[*tuple[Any, ...]]:
-    query: Select[*tuple[Any, ...]] = select(VersionRow.id, VersionRow.seq, VersionRow.label)
-    return query.where(VersionRow.model_id == model_id)
+    return connection.execute(_BY_ID, {"model_id": model.id, "version_id": version_id}).one_or_none()

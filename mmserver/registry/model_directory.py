@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.exc import NoResultFound
 
 from mmserver.catalog.history import PRODUCTION, STAGING
@@ -132,7 +132,7 @@ class ModelDirectory:
     def _wanted(self) -> dict[str, ShownVersion]:
         """The versions by label; none of a model that is watched, or gone."""
         with self._store.database.read() as connection:
-            rows = connection.execute(_VERSIONS.where(ModelRow.name == self._name)).all()
+            rows = connection.execute(_VERSIONS, {"model_name": self._name}).all()
         return {
             row.label: ShownVersion(
                 version_id=row.id,
@@ -350,7 +350,7 @@ _VERSIONS: Select[*tuple[Any, ...]] = (
     .join(ModelRow, ModelRow.id == VersionRow.model_id)
     .join(RegisteredVersionRow, RegisteredVersionRow.version_id == VersionRow.id)
     .outerjoin(StageRow, StageRow.version_id == VersionRow.id)
-    .where(ModelRow.kind == REGISTERED)
+    .where(ModelRow.kind == REGISTERED, ModelRow.name == bindparam("model_name"))
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Row, delete, func, insert, select
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from mmserver.catalog.catalog import Actor
@@ -17,10 +17,10 @@ from mmserver.catalog.store import Store
 from mmserver.errors import NothingBefore, NotInProduction, RequestInvalid, VersionChanged, VersionInUse
 from mmserver.formats import Event
 from mmserver.registry.changes import announce, serve_what_is_due, touch, touch_model
-from mmserver.registry.finding import REGISTERED, check_registered, find_model, find_version, in_stage
+from mmserver.registry.finding import REGISTERED, archived_at, check_registered, find_model, find_version, in_stage
 from mmserver.registry.versions import StagedVersion, VersionStage, staged_version
 from mmserver.storage.audit import record_audit
-from mmserver.storage.tables import AuditRow, PromotionRow, RegisteredVersionRow, StageRow, VersionRow
+from mmserver.storage.tables import AuditRow, PromotionRow, StageRow, VersionRow
 from mmserver.storage.times import text_from_datetime
 
 _STAGES: dict[str, VersionStage | None] = {
@@ -29,6 +29,23 @@ _STAGES: dict[str, VersionStage | None] = {
     "archived": "archived",
     "none": None,
 }
+
+_UPSERT = upsert(StageRow)
+_PUT_IN_STAGE = _UPSERT.on_conflict_do_update(
+    index_elements=["model_id", "stage"],
+    set_={"version_id": _UPSERT.excluded.version_id, "since": _UPSERT.excluded.since},
+)
+_LEAVE_STAGES = (
+    delete(StageRow)
+    .where(StageRow.model_id == bindparam("of_model"), StageRow.version_id == bindparam("of_version"))
+    .returning(StageRow.stage)
+)
+_LAST_PROMOTION = (
+    select(PromotionRow.__table__)
+    .where(PromotionRow.model_id == bindparam("model_id"))
+    .order_by(PromotionRow.id.desc())
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +154,7 @@ def retire(store: Store, model_name: str, reference: str, by: Actor) -> StagedVe
         check_registered(model)
         version = find_version(connection, model, reference)
         check_not_in_production(connection, model, version)
-        if _archived_at(connection, version.id) is not None:
+        if archived_at(connection, version.id) is not None:
             return version
         check_not_in_experiment(connection, model.name, version.label)
         _leave_stages(connection, model, version)
@@ -184,7 +201,7 @@ def _to_staging(connection: Connection, model: Row[Any], reference: str, at: str
 def _to_no_stage(connection: Connection, model: Row[Any], reference: str, at: str) -> _Move | Row[Any]:
     version = find_version(connection, model, reference)
     left = _leave_stages(connection, model, version)
-    if left is None and _archived_at(connection, version.id) is not None:
+    if left is None and archived_at(connection, version.id) is not None:
         left = "archived"
     if left is None:
         return version
@@ -235,27 +252,24 @@ def _put_in_production(
     if before is not None:
         touch(connection, model, before.id, at, archived_at=at)
     touch(connection, model, version.id, at, archived_at=None)
-    connection.execute(
-        insert(PromotionRow).values(model_id=model.id, version_id=version.id, previous_id=previous_id, since=at)
-    )
+    values = {"model_id": model.id, "version_id": version.id, "previous_id": previous_id, "since": at}
+    connection.execute(insert(PromotionRow), values)
 
 
 def _put_in_stage(connection: Connection, model: Row[Any], stage: str, version: Row[Any], at: str) -> None:
-    row = upsert(StageRow).values(model_id=model.id, stage=stage, version_id=version.id, since=at)
-    values = {"version_id": version.id, "since": at}
-    connection.execute(row.on_conflict_do_update(index_elements=["model_id", "stage"], set_=values))
+    values = {"model_id": model.id, "stage": stage, "version_id": version.id, "since": at}
+    connection.execute(_PUT_IN_STAGE, values)
 
 
 def _leave_stages(connection: Connection, model: Row[Any], version: Row[Any]) -> str | None:
     """The stage that it was in."""
-    query = delete(StageRow).where(StageRow.model_id == model.id, StageRow.version_id == version.id)
-    return connection.execute(query.returning(StageRow.stage)).scalar()
+    left = connection.execute(_LEAVE_STAGES, {"of_model": model.id, "of_version": version.id}).scalar()
+    return None if left is None else str(left)
 
 
 def _last_promotion(connection: Connection, model_id: int) -> Row[Any]:
     """What brought into production what is there now."""
-    query = select(PromotionRow.__table__).where(PromotionRow.model_id == model_id)
-    return connection.execute(query.order_by(PromotionRow.id.desc()).limit(1)).one()
+    return connection.execute(_LAST_PROMOTION, {"model_id": model_id}).one()
 
 
 def _last_change_of_production(connection: Connection, model: Row[Any]) -> tuple[str, str | None]:
@@ -266,8 +280,3 @@ def _last_change_of_production(connection: Connection, model: Row[Any]) -> tuple
     )
     row = connection.execute(query.order_by(AuditRow.id.desc()).limit(1)).one()
     return row.action, row.before
-
-
-def _archived_at(connection: Connection, version_id: int) -> str | None:
-    query = select(RegisteredVersionRow.archived_at).where(RegisteredVersionRow.version_id == version_id)
-    return connection.execute(query).scalar()

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from mmserver.catalog.ingest import GroupRecord
 from mmserver.catalog.shown import ShownVersion
@@ -25,6 +25,9 @@ METADATA = "metadata.json"
 MODEL = "model"
 CONVERTED = "model.onnx"
 MAX_METADATA_BYTES = 4 << 20
+_SAID = select(RegisteredVersionRow.description, RegisteredVersionRow.metrics, RegisteredVersionRow.tags).where(
+    RegisteredVersionRow.version_id == bindparam("version_id")
+)
 
 
 class VersionFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,8 +117,7 @@ def metadata_told_again(connection: Connection, text: bytes, wanted: ShownVersio
 
     Everything else in them is as it was when they were written, which is much quicker than to read all of the version.
     """
-    query = select(RegisteredVersionRow.description, RegisteredVersionRow.metrics, RegisteredVersionRow.tags)
-    row = connection.execute(query.where(RegisteredVersionRow.version_id == wanted.version_id)).one_or_none()
+    row = connection.execute(_SAID, {"version_id": wanted.version_id}).one_or_none()
     if row is None:
         return None
     try:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, and_, func, select
+from sqlalchemy import Connection, Row, Select, and_, bindparam, func, select
 
 from mmserver.catalog import history
 from mmserver.catalog.catalog import Group
@@ -88,7 +88,7 @@ class WatchedVersion:
     version_id: int
 
 
-StagedVersion: TypeAlias = RegisteredVersion | WatchedVersion
+StagedVersion: TypeAlias = ListedVersion | WatchedVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def list_versions(store: Store, model_name: str, stage: VersionStage | None = No
         model = find_registered_model(connection, model_name)
         rows = connection.execute(_QUERY.where(VersionRow.model_id == model.id)).all()
         stages = stages_of_model(connection, model.id)
-        optimizations = _optimizations(connection, model.id, None)
+        optimizations = _optimizations(connection, _OF_MODEL, model.id)
     listed = (ListedVersion(**_listed(model, row, stages, optimizations)) for row in rows)
     wanted = [version for version in listed if stage is None or version.stage == stage]
     return sorted(wanted, key=lambda version: precedence(version.label), reverse=True)
@@ -196,7 +196,7 @@ def get_staged_version(store: Store, model_name: str, version_id: int) -> Staged
 def staged_version(connection: Connection, model: Row[Any], version_id: int) -> StagedVersion:
     """The version of that id, of a model of either kind."""
     if model.kind == REGISTERED:
-        return registered_version(connection, model, version_id)
+        return listed_version(connection, model, version_id)
     row = connection.execute(select(VersionRow.__table__).where(VersionRow.id == version_id)).one()
     stage = stages_of_model(connection, model.id).get(version_id)
     return WatchedVersion(
@@ -208,13 +208,20 @@ def staged_version(connection: Connection, model: Row[Any], version_id: int) -> 
     )
 
 
+def listed_version(connection: Connection, model: Row[Any], version_id: int) -> ListedVersion:
+    """As `registered_version`, for those who do not ask what predicts."""
+    row = connection.execute(_ONE, {"version_id": version_id}).one()
+    stages = stages_of_model(connection, model.id)
+    return ListedVersion(**_listed(model, row, stages, _optimizations(connection, _OF_VERSION, version_id)))
+
+
 def registered_version(connection: Connection, model: Row[Any], version_id: int) -> RegisteredVersion:
     """The version of that id, which must be there."""
     of_version = and_(MembershipRow.model_id == VersionRow.model_id, MembershipRow.first_seq == VersionRow.seq)
     query = _QUERY.add_columns(MembershipRow.group_id).join(MembershipRow, of_version)
     row = connection.execute(query.where(VersionRow.id == version_id)).one()
     stages = stages_of_model(connection, model.id)
-    optimizations = _optimizations(connection, model.id, version_id)
+    optimizations = _optimizations(connection, _OF_VERSION, version_id)
     group = load_groups(connection, [row.group_id])[row.group_id]
     return RegisteredVersion(**_listed(model, row, stages, optimizations), factors=group.factors, group=group)
 
@@ -232,6 +239,7 @@ def model_facts(connection: Connection, group: Group) -> ModelFacts:
 _QUERY: Select[*tuple[Any, ...]] = select(
     VersionRow.label, VersionRow.created_at, VersionRow.factor_count, RegisteredVersionRow.__table__
 ).join(RegisteredVersionRow, RegisteredVersionRow.version_id == VersionRow.id)
+_ONE = _QUERY.where(VersionRow.id == bindparam("version_id"))
 
 
 def _listed(
@@ -271,13 +279,14 @@ _OPTIMIZATIONS: Select[*tuple[Any, ...]] = (
     .outerjoin(_RESULT, _RESULT.c.id == OptimizationRow.result_id)
     .order_by(OptimizationRow.version_id, OptimizationRow.variant)
 )
+_OF_MODEL = _OPTIMIZATIONS.where(VersionRow.model_id == bindparam("of"))
+_OF_VERSION = _OPTIMIZATIONS.where(OptimizationRow.version_id == bindparam("of"))
 
 
-def _optimizations(connection: Connection, model_id: int, only_id: int | None) -> dict[int, list[Optimization]]:
+def _optimizations(connection: Connection, query: Select[*tuple[Any, ...]], of: int) -> dict[int, list[Optimization]]:
     """Of all versions of a model, or of one, by version id."""
-    of_model = VersionRow.model_id == model_id if only_id is None else OptimizationRow.version_id == only_id
     found: dict[int, list[Optimization]] = {}
-    for row in connection.execute(_OPTIMIZATIONS.where(of_model)):
+    for row in connection.execute(query, {"of": of}):
         one = Optimization(
             variant=row.variant,
             label=row.label,

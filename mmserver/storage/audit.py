@@ -39,9 +39,8 @@ def record_audit(
         detail: what JSON can carry; NaN and infinity are refused
     """
     text = json.dumps(detail, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    connection.execute(
-        insert(AuditRow).values(at=at, actor=actor, action=action, target=target, detail=text, request_id=request_id)
-    )
+    values = {"at": at, "actor": actor, "action": action, "target": target, "detail": text, "request_id": request_id}
+    connection.execute(insert(AuditRow), values)
 
 
 def list_audit(connection: Connection, limit: int, before_id: int | None = None) -> list[AuditEntry]:

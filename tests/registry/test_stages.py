@@ -20,7 +20,7 @@ from mmserver.errors import (
 )
 from mmserver.registry.removing import delete_version
 from mmserver.registry.stages import promote, retire, rollback, set_stage, stage_from_text
-from mmserver.registry.versions import RegisteredVersion, WatchedVersion, get_version, list_versions
+from mmserver.registry.versions import ListedVersion, WatchedVersion, get_version, list_versions
 from mmserver.storage.tables import PromotionRow, ServingRow, StageRow
 
 TEST = Actor("test")
@@ -47,7 +47,7 @@ def servings(bench: Any, model_name: str = "hybrid") -> list[tuple[str, str]]:
 
 def test_a_promoted_version_is_served_and_the_one_before_is_archived(three: Any) -> None:
     first = promote(three.store, "hybrid", "1.0.0", TEST)
-    assert isinstance(first, RegisteredVersion)
+    assert isinstance(first, ListedVersion)
     assert (first.label, first.stage, three.served) == ("1.0.0", "production", "1.0.0")
     promote(three.store, "hybrid", "1.9.0", TEST)
     assert stages(three) == {"1.10.0": None, "1.9.0": "production", "1.0.0": "archived"}
@@ -256,7 +256,7 @@ def test_a_version_notes_when_it_changed_last_and_so_does_its_model(three: Any) 
     before = get_version(three.store, "hybrid", "1.0.0")
     refreshed_at = three.model.refreshed_at
     promoted = promote(three.store, "hybrid", "1.0.0", TEST)
-    assert isinstance(promoted, RegisteredVersion)
+    assert isinstance(promoted, ListedVersion)
     assert promoted.updated_at > before.updated_at
     assert three.model.refreshed_at > refreshed_at
 
