@@ -220,9 +220,8 @@ def _version_id_as_of(store: Store, model: Model, reference: str | None, as_of: 
                 .limit(1)
             ).one_or_none()
             if served is not None and served.version_id is None:
-                raise VersionNotFound(
-                    model_name=model.name, which=f"{served.version_label!r} any more (retention let it go)"
-                )
+                why = "retention let it go" if model.is_watched else "it was removed"
+                raise VersionNotFound(model_name=model.name, which=f"{served.version_label!r} any more ({why})")
             found = served.version_id if served else None
         else:
             found = connection.execute(
