@@ -223,7 +223,7 @@ def test_as_of_a_version_that_was_let_go_says_so(history: Any, restart: Callable
     second = list_versions(history.store, "alpha", 9)[1]
     opened = restart(history, keep_versions=1, keep_days=0)
     apply_retention(opened.store)
-    with pytest.raises(VersionNotFound, match=f"{labels[1]} any more"):
+    with pytest.raises(VersionNotFound, match=rf"'{labels[1]}' any more \(retention let it go\)"):
         resolve_version(opened.store, "alpha", as_of=second.created_at)
     assert eth_seed(opened, resolve_version(opened.store, "alpha", as_of=second.created_at + timedelta(days=9))) == 4
 

@@ -362,11 +362,11 @@ def test_a_version_predicts_by_its_label_its_stage_and_as_latest(three: Any) -> 
 
 
 def test_without_anything_in_production_asking_for_it_is_not_answered_by_another(three: Any) -> None:
-    with pytest.raises(VersionNotFound, match="^hybrid has no version in production$"):
+    with pytest.raises(VersionNotFound, match=r"^hybrid has no version in production$"):
         predicted(three, "production")
-    with pytest.raises(VersionNotFound, match="^hybrid has no version in production$"):
+    with pytest.raises(VersionNotFound, match=r"^hybrid has no version in production$"):
         get_version(three.store, "hybrid", "production")
-    with pytest.raises(VersionNotFound, match="^hybrid has no version in staging$"):
+    with pytest.raises(VersionNotFound, match=r"^hybrid has no version in staging$"):
         get_version(three.store, "hybrid", "staging")
     assert get_version(three.store, "hybrid", "latest").label == "1.10.0"
 

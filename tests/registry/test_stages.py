@@ -109,7 +109,7 @@ def test_what_is_served_is_noted_only_when_it_changes(three: Any) -> None:
 def test_what_is_not_there_cannot_be_promoted(three: Any) -> None:
     with pytest.raises(VersionNotFound):
         promote(three.store, "hybrid", "7.0.0", TEST)
-    with pytest.raises(VersionNotFound, match="^hybrid has no version in staging$"):
+    with pytest.raises(VersionNotFound, match=r"^hybrid has no version in staging$"):
         promote(three.store, "hybrid", "staging", TEST)
     with pytest.raises(ModelNotFound):
         promote(three.store, "nobody", "1.0.0", TEST)

@@ -186,6 +186,27 @@ def test_a_removed_form_leaves_its_report(site: Any, name: str, network: bytes) 
     assert (report["accepted"], report["version"]) == (True, None)
 
 
+def test_a_form_gets_a_number_where_its_label_meant_other_content_before(site: Any, name: str, network: bytes) -> None:
+    register(site, name, network)
+    register(site, name, networks.dense(), version="1.0.0+fp32")
+    assert site.client.delete(f"{ROOT}/{name}/1.0.0+fp32").status_code == 204
+    [report] = optimize(site, name, "fp32")
+    assert (report["accepted"], report["version"]) == (True, "1.0.0+fp32.2"), report
+    form = site.json(f"{ROOT}/{name}/1.0.0+fp32.2")
+    assert form["derived_from"] == "1.0.0"
+    assert labels(site, name) == [
+        "1.0.0",
+        "1.0.0+fp32.2",
+    ]  # not newer than its source, so that nothing serves it by itself
+    assert infer(site, name, "1.0.0+fp32.2") == pytest.approx(infer(site, name, "1.0.0"), abs=1e-5)
+    [again] = optimize(site, name, "fp32")
+    assert again["version"] == "1.0.0+fp32.2"
+    assert site.client.delete(f"{ROOT}/{name}/1.0.0+fp32.2").status_code == 204
+    [back] = optimize(site, name, "fp32")
+    assert back["version"] == "1.0.0+fp32.2"  # the content that it meant
+    assert site.json(f"{ROOT}/{name}/{back['version']}")["sha256"] == form["sha256"]
+
+
 def test_reports_go_with_the_version_that_they_are_of(site: Any, name: str, network: bytes) -> None:
     register(site, name, network)
     optimize(site, name, "fp32")
