@@ -31,6 +31,7 @@ NAMES = (
     "registry",
     "optimizer",
     "experiments",
+    "observations",
 )
 HEADER_LINES = 2
 """Of a table in Markdown."""

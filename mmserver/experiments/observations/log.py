@@ -3,8 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from mmserver.errors import MmserverError, ObservationsCorrupt
 from mmserver.experiments.observations.exporting import export_parquet
@@ -17,6 +19,7 @@ from mmserver.experiments.observations.retention import prune
 from mmserver.experiments.observations.store import ObservationStore
 from mmserver.experiments.observations.values import Observation, Outcome, Price
 from mmserver.experiments.totals import ExperimentTotals
+from mmserver.settings import Settings
 
 JOURNALS_DIR = "observations"
 STORE_NAME = "observations.sqlite"
@@ -75,6 +78,17 @@ class ObservationLog:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="observations", daemon=True)
 
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The log of an instance's data directory."""
+        return cls(
+            settings.data_dir,
+            journal_bytes=settings.observations_journal_bytes,
+            retention_days=settings.observations_days,
+            retention_bytes=settings.observations_bytes,
+            outcome_grace_s=settings.observations_grace_s,
+        )
+
     def start(self) -> None:
         """Begin to move, in a thread. Never fails for the file's sake: see `status`."""
         self._thread.start()
@@ -101,18 +115,20 @@ class ObservationLog:
             experiment_key: predictions of others count as unknown.
             dead_band: where an outcome has a return and no label, its label is BUY above it, SELL below -dead_band, else HOLD.
         """
-        return add_outcomes(
-            self.store(),
-            outcomes,
-            flush=self.flush,
-            now=self._now(),
-            experiment_key=experiment_key,
-            dead_band=dead_band,
-        )
+        with self._using() as (store, _):
+            return add_outcomes(
+                store,
+                outcomes,
+                flush=self.flush,
+                now=self._now(),
+                experiment_key=experiment_key,
+                dead_band=dead_band,
+            )
 
     def add_prices(self, prices: Iterable[Price], *, dead_band: float | None = None) -> PriceReport:
         """Add prices, and the outcomes of all predictions whose horizon they reach; see `prices.add_prices`."""
-        return add_prices(self.store(), prices, flush=self.flush, now=self._now(), dead_band=dead_band)
+        with self._using() as (store, _):
+            return add_prices(store, prices, flush=self.flush, now=self._now(), dead_band=dead_band)
 
     def store(self) -> ObservationStore:
         """The file itself, opened; `flush` first for what was appended until now."""
@@ -120,7 +136,8 @@ class ObservationLog:
 
     def read_totals(self, experiment_key: int) -> ExperimentTotals:
         """The sums of one experiment as of the last move; `flush` first for those of this moment. Empty for an unknown one."""
-        return self.store().read_totals(experiment_key)
+        with self._using() as (store, _):
+            return store.read_totals(experiment_key)
 
     def export(self, target: Path, *, experiment_key: int | None = None) -> int:
         """Write predictions and their outcomes to a Parquet file; of one experiment, or all.
@@ -132,12 +149,14 @@ class ObservationLog:
             ExtraMissing: pyarrow is not installed.
         """
         self.flush()
-        return export_parquet(self.store(), target, experiment_key=experiment_key)
+        with self._using() as (store, _):
+            return export_parquet(store, target, experiment_key=experiment_key)
 
     def prune(self) -> PruneReport:
         """Delete single predictions that are too old or too many; the thread does so once an hour."""
         retention_s = self._retention_days * 86_400
-        return prune(self.store(), now=self._now(), retention_s=retention_s, retention_bytes=self._retention_bytes)
+        with self._using() as (store, _):
+            return prune(store, now=self._now(), retention_s=retention_s, retention_bytes=self._retention_bytes)
 
     @property
     def status(self) -> LogStatus:
@@ -170,7 +189,7 @@ class ObservationLog:
     def _prune_or_log(self) -> None:
         try:
             report = self.prune()
-        except (MmserverError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 (a scheduled job)
             log.warning("old observations could not be deleted: %s", error)
         else:
             if report != PruneReport():
@@ -179,9 +198,10 @@ class ObservationLog:
     def _try_to_move(self, move: Callable[[Mover], object]) -> bool:
         try:
             self._move(move)
-        except (MmserverError, OSError) as error:
+        except Exception as error:
+            is_expected = isinstance(error, (MmserverError, OSError))
             if self._problem != str(error):
-                log.warning("observations stay in their journals: %s", error)
+                log.warning("observations stay in their journals: %s", error, exc_info=None if is_expected else error)
             self._problem = str(error)
             return False
         self._problem = None
@@ -189,16 +209,22 @@ class ObservationLog:
 
     def _move(self, move: Callable[[Mover], object]) -> None:
         try:
-            mover = self._open()[1]
-            try:
-                move(mover)
-            finally:
-                self._n_damaged_bytes += mover.take_damaged_bytes()
-        except ObservationsCorrupt:
-            self._forget_store()  # somebody may put another in its place
-            raise
+            with self._using() as (_, mover):
+                try:
+                    move(mover)
+                finally:
+                    self._n_damaged_bytes += mover.take_damaged_bytes()
         finally:
             self._say_unmoved()
+
+    @contextmanager
+    def _using(self) -> Iterator[tuple[ObservationStore, Mover]]:
+        """The file, opened; let go of where it is damaged: somebody may put another in its place."""
+        try:
+            yield self._open()
+        except ObservationsCorrupt:
+            self._forget_store()
+            raise
 
     def _say_unmoved(self) -> None:
         opened = self._opened

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from mmserver.errors import DatabaseBusy
+from mmserver.experiments.observations.adding import add_changes
 from mmserver.experiments.observations.journal import journal_files, lock_now, locked_if_ended, names_lock, size_of
 from mmserver.experiments.observations.records import MAX_RECORD_BYTES, ReadRecords, read_records
 from mmserver.experiments.observations.store import DUE_UNTIL, ObservationStore, mark, set_mark
@@ -125,7 +126,7 @@ class Mover:
             for observation in insert_predictions(raw, part.observations):
                 if observation.experiment_key is not None and observation.arm is not None:
                     changes.add_prediction(_counted(observation))
-            changes.apply(raw)
+            add_changes(raw, changes)
         if part.n_skipped_bytes:
             self._say_damaged(path, part.n_skipped_bytes)
         return len(part.observations)
@@ -168,7 +169,7 @@ class Mover:
                         _DUE.format(arm, condition), (since, target)
                     ).fetchall():
                         changes.add_due(Cell(*place), n, n_with_outcome)
-                changes.apply(raw)
+                add_changes(raw, changes)
                 set_mark(raw, DUE_UNTIL, max(since, target))
 
 

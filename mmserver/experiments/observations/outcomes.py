@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from mmserver.experiments.observations.adding import add_changes
 from mmserver.experiments.observations.reports import OutcomeReport
 from mmserver.experiments.observations.store import DUE_UNTIL, ObservationStore, mark
 from mmserver.experiments.observations.sums import Answer, Changes, Counted
 from mmserver.experiments.observations.tables import insert_rows
 from mmserver.experiments.observations.values import LABELS, Outcome, is_finite_number
 
-_AT_ONCE = 5000
+_AT_ONCE = 20_000
 SKEW_S = 5.0
 """How far the clock of whoever reports may be ahead of ours."""
 MAX_RETURN = 1e6
@@ -126,7 +127,7 @@ def add_checked(
         changed[held.key] = merged
         rows[held.key] = (held.key, merged.label, merged.realized_return, outcome.at_us, received_us)
     insert_rows(raw, "outcomes", _COLUMNS, list(rows.values()), verb="INSERT OR REPLACE")
-    changes.apply(raw)
+    add_changes(raw, changes)
 
 
 def _checked(

@@ -90,7 +90,7 @@ CREATE TABLE prices (
 CREATE TABLE priced_symbols (symbol TEXT PRIMARY KEY, priced_until_us INTEGER NOT NULL) WITHOUT ROWID;
 """
 
-_ROWS_AT_ONCE = 250
+_ROWS_AT_ONCE = 100
 
 
 def insert_rows(raw: Any, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, verb: str) -> None:

@@ -1,7 +1,7 @@
 """One prediction as it is logged, and the outcome that somebody reports of it later."""
 
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -13,6 +13,11 @@ LABELS: tuple[LabelName, ...] = ("HOLD", "BUY", "SELL")
 """In the order of the direction codes."""
 
 
+DirectionCode = Annotated[int, msgspec.Meta(ge=0, le=2)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+"""Whole numbers that a database holds, beside others of their kind."""
+
+
 class ShadowAnswer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What the other arm answered to the same rows, without anybody being told.
 
@@ -21,9 +26,9 @@ class ShadowAnswer(msgspec.Struct, array_like=True, frozen=True, gc=False):
         error: the code of the error that it failed with.
     """
 
-    direction: int | None
+    direction: DirectionCode | None
     expected_return: float | None
-    latency_us: int
+    latency_us: Count
     error: str | None = None
 
 
@@ -32,6 +37,7 @@ class Observation(msgspec.Struct, array_like=True, frozen=True, gc=False, kw_onl
 
     In shadow mode the arm is "control" and `shadow` is the treatment's answer, which counts as the treatment's prediction.
     A `shadow` on a prediction of the arm "treatment" is the control's answer in split mode: it counts in the pairs only.
+    Numbers out of their limits are not seen when it is appended: the record is left out, and told, when it is moved.
 
     Fields:
         prediction_id: unique for all times; of several with one id the first is kept.
@@ -46,22 +52,22 @@ class Observation(msgspec.Struct, array_like=True, frozen=True, gc=False, kw_onl
     """
 
     prediction_id: str
-    at_us: int
-    experiment_key: int | None = None
-    phase: int = 1
+    at_us: Count
+    experiment_key: Count | None = None
+    phase: Count = 1
     arm: Arm | None = None
     unit: str = ""
     symbol: str = ""
     model_name: str = ""
     version: str = ""
-    direction: int | None = None
+    direction: DirectionCode | None = None
     confidence: float | None = None
     expected_return: float | None = None
-    latency_us: int = 0
+    latency_us: Count = 0
     error: str | None = None
     features: bytes = b""
     shadow: ShadowAnswer | None = None
-    horizon_us: int = 0
+    horizon_us: Count = 0
     is_washed_out: bool = False
 
 

@@ -12,6 +12,7 @@ from mmserver.errors import DatabaseBusy, DiskFull, ObservationsCorrupt, Overloa
 from mmserver.experiments.observations.log import STORE_NAME, ObservationLog
 from mmserver.experiments.observations.store import ObservationStore
 from mmserver.experiments.observations.values import Observation, Outcome
+from mmserver.settings import Settings
 from mmserver.storage.sqlite import connect
 
 
@@ -110,8 +111,17 @@ def test_beside_a_damaged_file_predictions_are_kept_until_it_is_moved_away(
     log.close()
 
 
-def test_a_file_that_is_damaged_while_it_is_used_is_left_for_a_new_one(
-    tmp_path: Path, observe: Callable[..., Observation]
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(lambda log: log.flush(), id="flush"),
+        pytest.param(lambda log: log.read_totals(1), id="read totals"),
+        pytest.param(lambda log: log.add_outcomes([Outcome(prediction_id="old1", label=1)]), id="add outcomes"),
+        pytest.param(lambda log: log.prune(), id="prune"),
+    ],
+)
+def test_a_damaged_file_is_left_for_a_new_one_whatever_found_it(
+    tmp_path: Path, observe: Callable[..., Observation], first: Callable[[ObservationLog], object]
 ) -> None:
     path = tmp_path / STORE_NAME
     log = ObservationLog(tmp_path)
@@ -123,6 +133,8 @@ def test_a_file_that_is_damaged_while_it_is_used_is_left_for_a_new_one(
     path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
     log = ObservationLog(tmp_path)
     log.append(observe("new"), must_keep=True)
+    with pytest.raises(ObservationsCorrupt):
+        first(log)
     with pytest.raises(ObservationsCorrupt):
         log.flush()
     log.append(observe("new too"), must_keep=True)
@@ -188,3 +200,26 @@ def test_one_call_of_outcomes_and_the_thread_do_not_wait_for_each_other_for_ever
         thread.join()
     assert [report.n_accepted for report in reports] == [1] * 20
     assert started.read_totals(1).control.accuracy.x == 20
+
+
+def test_what_nobody_thought_of_does_not_end_the_thread(
+    started: ObservationLog, observe: Callable[..., Observation]
+) -> None:
+    with started.store().write() as raw:
+        raw.execute("ALTER TABLE units RENAME TO elsewhere")
+    started.append(observe("a"), must_keep=True)
+    wait_until(lambda: started.status.problem is not None)
+    with started.store().write() as raw:
+        raw.execute("ALTER TABLE elsewhere RENAME TO units")
+    wait_until(lambda: started.status.problem is None)
+    assert _n_predictions(started) == 1
+
+
+def test_the_settings_of_an_instance_are_those_of_its_log(tmp_path: Path, observe: Callable[..., Observation]) -> None:
+    settings = Settings(data_dir=tmp_path, observations_journal_bytes=1 << 20)
+    log = ObservationLog.from_settings(settings)
+    with pytest.raises(Overloaded):
+        while True:
+            log.append(observe("a", features=bytes(100_000)), must_keep=True)
+    log.close()
+    assert (tmp_path / STORE_NAME).exists()

@@ -61,3 +61,15 @@ def test_rubbish_is_no_record() -> None:
     found = read_records(rubbish + record_from_observation(observation))
     assert found.observations == [observation]
     assert found.n_skipped_bytes == len(rubbish)
+
+
+def test_numbers_that_no_database_holds_are_left_out() -> None:
+    wrong = [
+        Observation(prediction_id="a", at_us=1 << 63),
+        Observation(prediction_id="a", at_us=-1),
+        Observation(prediction_id="a", at_us=1, direction=3),
+        Observation(prediction_id="a", at_us=1, shadow=ShadowAnswer(-1, None, 1)),
+    ]
+    right = _observations(1)[0]
+    found = read_records(b"".join(map(record_from_observation, [*wrong, right])))
+    assert found.observations == [right]
