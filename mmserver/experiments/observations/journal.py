@@ -45,6 +45,7 @@ class Journal:
         self._n_files = 0
         self._size = 0  # of the current file, about: threads may count at the same time
         self._n_unmoved_bytes = 0
+        self._is_failing = False
         self._turn_to_roll = threading.Lock()
         self._descriptor = -1
 
@@ -67,12 +68,17 @@ class Journal:
                 self._roll()
             n_written = os.write(self._descriptor, record)
         except OSError as error:
+            self._say_failing(str(error))
             self._drop(must_keep, _error_from_os(error))
             return
         if n_written != len(record):
             # What is there of it is skipped when the file is read, wherever another thread appended meanwhile.
+            self._say_failing("the disk took a part of it")
             self._drop(must_keep, DiskFull())
             return
+        if self._is_failing:
+            self._is_failing = False
+            log.info("predictions can be written to the observation log again")
         self._size += n_written
         self._n_unmoved_bytes += n_written
 
@@ -91,6 +97,12 @@ class Journal:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
                 self._descriptor = -1
+
+    def _say_failing(self, reason: str) -> None:
+        """Once, not thousands of times a second."""
+        if not self._is_failing:
+            self._is_failing = True
+            log.warning("predictions cannot be written to the observation log: %s", reason)
 
     def _drop(self, must_keep: bool, error: Overloaded | DiskFull) -> None:
         if must_keep:
@@ -121,7 +133,6 @@ class Journal:
 
 
 def _error_from_os(error: OSError) -> Overloaded | DiskFull:
-    log.warning("a prediction could not be written to the observation log: %s", error)
     if error.errno in NO_SPACE or error.errno in (errno.EACCES, errno.EPERM):
         return DiskFull()
     return Overloaded(what="the observation log")  # such as too many open files

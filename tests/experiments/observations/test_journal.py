@@ -73,8 +73,9 @@ def test_beyond_the_bound_what_must_be_kept_is_refused_and_the_rest_was_dropped_
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 def test_a_full_disk_refuses_what_must_be_kept_and_drops_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
+    caplog.set_level("INFO")
     journal = Journal(tmp_path)
     journal.append(_observation(1), must_keep=True)
 
@@ -88,7 +89,9 @@ def test_a_full_disk_refuses_what_must_be_kept_and_drops_the_rest(
         journal.append(_observation(3), must_keep=False)
     assert journal.n_dropped == 1
     journal.append(_observation(4), must_keep=True)
-    assert _ids(tmp_path) == ["p1", "p4"]
+    journal.append(_observation(5), must_keep=True)
+    assert _ids(tmp_path) == ["p1", "p4", "p5"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     journal.close()
 
 
