@@ -23,7 +23,7 @@ from mmserver.experiments.observations.tables import PREDICTION_COLUMNS, insert_
 from mmserver.experiments.observations.values import Observation
 from mmserver.storage.files import fsync_directory
 
-_PART_BYTES = 2 << 20
+_PART_BYTES = 4 << 20
 _DUE_AT_ONCE = 50_000
 _TURN_POLL_S = 0.005
 

@@ -1,5 +1,8 @@
 """The whole log of a process: what it does while its file is locked, damaged, foreign or on a full disk, and afterwards."""
 
+import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +15,7 @@ from mmserver.errors import DatabaseBusy, DiskFull, ObservationsCorrupt, Overloa
 from mmserver.experiments.observations.log import STORE_NAME, ObservationLog
 from mmserver.experiments.observations.store import ObservationStore
 from mmserver.experiments.observations.values import Observation, Outcome
+from mmserver.experiments.totals import ExperimentTotals
 from mmserver.settings import Settings
 from mmserver.storage.sqlite import connect
 
@@ -223,3 +227,61 @@ def test_the_settings_of_an_instance_are_those_of_its_log(tmp_path: Path, observ
             log.append(observe("a", features=bytes(100_000)), must_keep=True)
     log.close()
     assert (tmp_path / STORE_NAME).exists()
+
+
+OBSERVE_UNTIL_KILLED = """
+import sys
+from pathlib import Path
+from mmserver.experiments.observations.log import ObservationLog
+from mmserver.experiments.observations.values import Observation, Outcome
+log = ObservationLog(Path(sys.argv[1]), move_interval_s=0.001)
+log.journal._file_bytes = 5000
+log.start()
+number = 0
+while True:
+    prediction_id = f"{sys.argv[2]}-{number}"
+    log.append(
+        Observation(prediction_id=prediction_id, at_us=1, experiment_key=1, arm="control", unit=f"u{number % 5}",
+                    symbol="S", direction=1, features=bytes(100)),
+        must_keep=True,
+    )
+    print("made", prediction_id, flush=True)
+    if number % 10 == 0:
+        assert log.add_outcomes([Outcome(prediction_id=prediction_id, label="BUY")]).n_accepted == 1
+        print("told", prediction_id, flush=True)
+    number += 1
+"""
+
+
+def test_a_process_that_is_killed_while_it_observes_and_moves_keeps_all_that_it_acknowledged_and_sums_it_once(
+    tmp_path: Path, recompute: Callable[[ObservationStore, int], ExperimentTotals]
+) -> None:
+    rng = random.Random(21)
+    said: list[list[str]] = []
+    for number in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", OBSERVE_UNTIL_KILLED, tmp_path, f"w{number}"], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(rng.randrange(20, 200))]
+        process.kill()
+        lines += process.stdout.readlines()
+        process.wait()
+        process.stdout.close()
+        said += [line.split() for line in lines if line.endswith("\n")]
+    log = ObservationLog(tmp_path)
+    log.flush()
+    with log.store().read() as raw:
+        made = [row[0] for row in raw.execute("SELECT prediction_id FROM predictions").fetchall()]
+        told = {
+            row[0]
+            for row in raw.execute(
+                "SELECT prediction_id FROM predictions JOIN outcomes ON outcomes.prediction = predictions.id"
+            ).fetchall()
+        }
+    assert len(made) == len(set(made))
+    assert {prediction_id for verb, prediction_id in said if verb == "made"} <= set(made)
+    assert {prediction_id for verb, prediction_id in said if verb == "told"} <= told
+    assert len(said) > 100
+    assert log.read_totals(1) == recompute(log.store(), 1)
+    log.close()
