@@ -11,6 +11,7 @@ from mmserver.catalog.history import LATEST, PRODUCTION, STAGING
 from mmserver.errors import ModelNotFound, VersionNotFound, WrongModelKind
 from mmserver.storage.tables import ModelRow, RegisteredVersionRow, ServingRow, StageRow, VersionRow
 
+REFERENCES = frozenset({LATEST, PRODUCTION, STAGING})
 WATCHED = "watched"
 REGISTERED = "registered"
 
@@ -68,6 +69,12 @@ def check_registered(model: Row[Any]) -> None:
         raise WrongModelKind(model_name=model.name, kind=model.kind, instead=instead)
 
 
+def reference_from_text(text: str) -> str:
+    """Stages in any case, as everywhere here; labels cannot be those words."""
+    lowered = text.casefold()
+    return lowered if lowered in REFERENCES else text
+
+
 def find_version(connection: Connection, model: Row[Any], reference: str) -> Row[Any]:
     """Id, seq and label of the version that a label, a stage or `latest` means.
 
@@ -75,6 +82,7 @@ def find_version(connection: Connection, model: Row[Any], reference: str) -> Row
         VersionNotFound: no such label, nothing is in the stage, or every version was retired.
     """
     row: Row[Any] | None
+    reference = reference_from_text(reference)
     if reference in (PRODUCTION, STAGING):
         row = in_stage(connection, model.id, reference)
         if row is None and reference == PRODUCTION and model.kind == WATCHED:

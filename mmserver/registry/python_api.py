@@ -195,6 +195,10 @@ class ModelRegistry:
             As `registry.registering.register_version` and `set_model_stage`; FileNotFoundError and other OSErrors for a file.
         """
         wanted = stages.stage_from_text(stage)
+        for what, given in (("other_paths", other_paths), ("factors", factors)):
+            if isinstance(given, str):  # which is iterable too, letter by letter
+                problem = "must be a list"
+                raise RequestInvalid(f"{what}: {problem}", errors=[{"loc": what, "msg": problem}])
         source = self._source(Path(model_path), [Path(path) for path in other_paths])
         new = NewVersion(
             model_name=name,
@@ -256,7 +260,8 @@ class ModelRegistry:
 
         Raises:
             ModelNotFound, VersionNotFound, WrongModelKind, ReadOnly
-            VersionInUse: it is in production.
+            RequestInvalid: `version` is `latest` or a stage, not a label.
+            VersionInUse: it is in production or in a running experiment, or another version derives from it.
         """
         removing.delete_version(self._store, name, version, ACTOR)
 

@@ -8,10 +8,10 @@ from mmserver.catalog.catalog import Actor
 from mmserver.catalog.registering import remove_model
 from mmserver.catalog.running import check_not_in_experiment
 from mmserver.catalog.store import Store
-from mmserver.errors import VersionInUse
+from mmserver.errors import RequestInvalid, VersionInUse
 from mmserver.formats import Event
 from mmserver.registry.changes import announce, serve_what_is_due, touch_model
-from mmserver.registry.finding import find_registered_model, find_version
+from mmserver.registry.finding import REFERENCES, find_registered_model, find_version, reference_from_text
 from mmserver.registry.layout import show_change
 from mmserver.registry.stages import check_not_in_production
 from mmserver.storage.audit import record_audit
@@ -38,9 +38,13 @@ def delete_version(store: Store, model_name: str, label: str, by: Actor) -> None
 
     Raises:
         ModelNotFound, WrongModelKind, VersionNotFound, ReadOnly
+        RequestInvalid: `latest` or a stage is no label: asked twice for what is the latest, two would be gone.
         VersionInUse: it is in production, in a running experiment, or another version derives from it.
     """
     store.check_writable()
+    if reference_from_text(label) in REFERENCES:
+        problem = "name the label of the version that is to be forgotten"
+        raise RequestInvalid(f"version: {problem}", errors=[{"loc": "version", "msg": problem}])
     with store.changing(model_name):
         served: str | None = None
         with store.database.write() as connection:

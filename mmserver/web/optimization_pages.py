@@ -5,13 +5,13 @@ from typing import Any
 import flask
 from werkzeug.wrappers import Response
 
+from mmserver.registry.finding import reference_from_text
 from mmserver.registry.optimizing import SUFFIXES, Wish, label_of_form
 from mmserver.registry.versions import RegisteredVersion, get_version
 from mmserver.web import registry_rows
 from mmserver.web.current import current_actor, current_model_reader, current_store
 from mmserver.web.forms import CORRECTABLE, read_form, refused_form, uncached
 from mmserver.web.optimization_runs import Run, last_run, start_run
-from mmserver.web.registry import reference_from_text
 from mmserver.web.requests import refuse_parameter
 from mmserver.web.responses import render_page
 

@@ -4,9 +4,8 @@ import urllib.parse
 
 import flask
 
-from mmserver.catalog.history import LATEST, PRODUCTION, STAGING
-from mmserver.errors import RequestInvalid
 from mmserver.registry import annotating, comparing, removing, stages, versions
+from mmserver.registry.finding import reference_from_text
 from mmserver.registry.registering import register_version
 from mmserver.registry.versions import StagedVersion
 from mmserver.web.current import current_actor, current_model_reader, current_store
@@ -29,7 +28,6 @@ from mmserver.web.responses import json_response
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
-_REFERENCES = frozenset({LATEST, PRODUCTION, STAGING})
 
 
 def post_model() -> flask.Response:
@@ -133,22 +131,10 @@ def patch_version(model_name: str, version: str) -> flask.Response:
 
 
 def delete_version(model_name: str, version: str) -> flask.Response:
-    """Forget a version; with the last one the model is gone.
-
-    It is named by its label: asked twice for what is the latest, two would be gone.
-    """
-    if version.casefold() in _REFERENCES:
-        problem = "name the label of the version that is to be forgotten"
-        raise RequestInvalid(f"version: {problem}", errors=[{"loc": "version", "msg": problem}])
+    """Forget a version; with the last one the model is gone."""
     removing.delete_version(current_store(), model_name, version, current_actor())
     return flask.Response(status=204)
 
 
 def _item(version: StagedVersion) -> flask.Response:
     return json_response(item_from_version(version))
-
-
-def reference_from_text(text: str) -> str:
-    """Stages in any case, as everywhere here; labels cannot be those words."""
-    lowered = text.casefold()
-    return lowered if lowered in _REFERENCES else text

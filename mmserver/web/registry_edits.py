@@ -12,10 +12,10 @@ from werkzeug.wrappers import Response
 from mmserver.errors import RequestInvalid
 from mmserver.registry import annotating, removing, versions
 from mmserver.registry.fields import checked_description, checked_metrics, checked_tags
+from mmserver.registry.finding import reference_from_text
 from mmserver.registry.versions import ListedVersion, RegisteredVersion
 from mmserver.web.current import current_actor, current_store
 from mmserver.web.forms import CORRECTABLE, lines_of, read_form, refused_form, uncached
-from mmserver.web.registry import reference_from_text
 from mmserver.web.registry_bodies import stage_name
 from mmserver.web.registry_rows import version_path
 from mmserver.web.requests import refuse_parameter, strict_json

@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager
 import flask
 
 from mmserver.conversion.reading import ModelReader
+from mmserver.registry.finding import reference_from_text
 from mmserver.registry.optimizing import Wish, list_optimizations, optimize_version
 from mmserver.registry.versions import get_version
 from mmserver.serving.nested_rows import flat_rows
 from mmserver.web.current import current_actor, current_model_reader, current_store
 from mmserver.web.optimization_bodies import OptimizeVersion, RegistryOptimizations, item_from_optimization
-from mmserver.web.registry import reference_from_text
 from mmserver.web.requests import read_body
 from mmserver.web.responses import json_response
 

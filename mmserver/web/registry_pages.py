@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response
 from mmserver.catalog import groups, history
 from mmserver.catalog.catalog import Model
 from mmserver.registry import comparing, stages, standing, versions
+from mmserver.registry.finding import reference_from_text
 from mmserver.registry.registering import register_version
 from mmserver.registry.semantic_versions import precedence
 from mmserver.web import registry_rows
@@ -17,7 +18,6 @@ from mmserver.web.current import current_actor, current_model_reader, current_st
 from mmserver.web.figures import size
 from mmserver.web.forms import CORRECTABLE, read_form, refused_form, uncached
 from mmserver.web.listing import listing_from_request
-from mmserver.web.registry import reference_from_text
 from mmserver.web.registry_bodies import StageName, stage_name
 from mmserver.web.registry_rows import model_path, version_path
 from mmserver.web.registry_uploads import read_new_version_form

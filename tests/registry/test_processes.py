@@ -184,7 +184,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "rollback": lambda bench: rollback(bench.store, "hybrid", TEST),
     "take out of production": lambda bench: set_stage(bench.store, "hybrid", "production", None, TEST),
     "retire": lambda bench: retire(bench.store, "hybrid", "staging", TEST),
-    "delete": lambda bench: delete_version(bench.store, "hybrid", "staging", TEST),
+    "delete": lambda bench: delete_version(bench.store, "hybrid", "1.0.0", TEST),
 }
 
 

@@ -138,6 +138,23 @@ def test_rubbish_is_refused_with_the_reason(registry: ModelRegistry, files: Path
     assert registry.list_models() == []
 
 
+@pytest.mark.parametrize("field", ["factors", "other_paths"])
+def test_a_text_is_not_taken_for_a_list_of_its_letters(registry: ModelRegistry, files: Path, field: str) -> None:
+    with pytest.raises(RequestInvalid, match=f"^{field}: must be a list$"):
+        registry.register_model("hybrid", "1.0.0", files / "0.json", **{field: "abcde"})  # type: ignore[arg-type]
+    assert registry.list_models() == []
+
+
+def test_a_version_is_forgotten_by_its_label_only(registry: ModelRegistry, files: Path) -> None:
+    registry.register_model("hybrid", "1.0.0", files / "0.json", stage="Staging")
+    for reference in ("latest", "Staging"):
+        assert registry.get_model("hybrid", reference).version == "1.0.0"
+        with pytest.raises(RequestInvalid, match=r"^version: name the label"):
+            registry.delete_model("hybrid", reference)
+    registry.delete_model("hybrid", "1.0.0")
+    assert registry.list_models() == []
+
+
 def test_a_file_over_the_limit_is_refused(tmp_path: Path, files: Path) -> None:
     small = Settings(data_dir=tmp_path / "data", sandbox_workers=1, max_artifact_bytes=100)
     with ModelRegistry(settings=small) as registry, pytest.raises(UploadTooLarge, match="MMSERVER_MAX_ARTIFACT_BYTES"):

@@ -61,7 +61,7 @@ def test_content_that_another_version_has_too_stays(bench: Any) -> None:
 def test_with_its_last_version_a_model_is_gone_and_its_name_is_free(bench: Any) -> None:
     bench.register("1.0.0")
     set_stage(bench.store, "hybrid", "1.0.0", "staging", TEST)
-    delete_version(bench.store, "hybrid", "staging", TEST)
+    delete_version(bench.store, "hybrid", "1.0.0", TEST)
     assert [bench.count(table) for table in (ModelRow, RegisteredVersionRow, GroupRow, BlobRow)] == [0, 0, 0, 0]
     assert (list_models(bench.store, 10), bench.store.catalog.models) == ([], {})
     with pytest.raises(ModelNotFound):
