@@ -1,134 +1,164 @@
-"""`mmserver experiments`: how experiments are decided, tried on such that never were."""
+"""`mmserver experiments`: two versions tried against each other on live requests; works beside a running server, which follows."""
 
-import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
+from mmserver.cli.experiments_results import analysis, evaluations, outcomes, print_report, replay, show
+from mmserver.cli.experiments_simulating import simulate
+from mmserver.cli.experiments_values import (
+    ARM,
+    MOMENT,
+    POLICIES,
+    SHARE_DIGITS,
+    SLICE,
+    STATUSES,
+    actor,
+    item_from_experiment,
+    opened,
+    policy_object,
+    print_experiment,
+)
 from mmserver.cli.options import json_option, with_settings
 from mmserver.cli.output import print_json, print_rows
+from mmserver.cli.registry_values import JSON_OBJECT, NAMED_VALUE
 from mmserver.settings import Settings
 
-COLUMNS = (
-    "policy",
-    "ever_promote",
-    "ever_rollback",
-    "ever_invalid",
-    "first_promote",
-    "first_rollback",
-    "undecided",
-    "median_hours",
-    "ever_missed_accuracy",
-    "ever_missed_return",
-)
-POLICIES = ("sequential", "classic")
-SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
+if TYPE_CHECKING:
+    from mmserver.experiments.experiments import Experiment, Status
+
+COLUMNS = ("experiment_id", "status", "control", "treatment", "traffic_split", "mode", "auto", "started_at", "applied")
+SHARE = click.FloatRange(0.0, 1.0)
+ACTIONS = ("promote", "rollback", "keep")
 
 
 @click.group()
 def experiments() -> None:
-    """Experiments between two versions: what their decisions are worth."""
+    """Two versions tried against each other on live requests: start, watch, decide, apply; and what decisions are worth."""
+
+
+for command in (show, analysis, outcomes, evaluations, replay, simulate):
+    experiments.add_command(command)
 
 
 @experiments.command()
-@click.option("--runs", "n_runs", type=click.IntRange(1, 1_000_000), default=200, show_default=True, help="How many.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=1, show_default=True, help="The same gives the same."
-)
-@click.option("--days", type=float, help="How long each run is [30].")
-@click.option("--predictions-per-hour", type=int, help="Of all symbols together [100].")
-@click.option("--symbols", "n_symbols", type=int, help="A unit is a symbol in a block of time [20].")
-@click.option("--block-hours", type=int, help="How long a block is [1].")
-@click.option("--look-every-hours", type=int, help="How often it is looked at [1].")
-@click.option("--traffic-split", type=SHARE, help="The control's share of the units [0.9].")
-@click.option("--ramp", "ramps", multiple=True, metavar="HOUR:SHARE", help="From that hour on, the treatment's share.")
-@click.option("--accuracy", type=float, help="The control's [0.55].")
-@click.option("--accuracy-gain", type=float, help="What the treatment's is higher by; 0.04 is four points [0].")
-@click.option("--accuracy-drift", type=float, help="What both change by from the first to the last hour [0].")
-@click.option("--symbol-spread", type=float, help="The standard deviation of the symbols' own accuracies [0].")
-@click.option("--error-rate", type=float, help="The control's share of failed predictions [0.01].")
-@click.option("--error-factor", type=float, help="How many times that the treatment has [1].")
-@click.option("--latency-ms", type=float, help="The control's mean [5].")
-@click.option("--latency-sd-ms", type=float, help="Of single predictions [3].")
-@click.option("--latency-increase-ms", type=float, help="What the treatment's mean is higher by [0].")
-@click.option("--return-sd", type=float, help="Of single predictions' returns; none are simulated where it is 0 [0].")
-@click.option("--return-gain", type=float, help="What the treatment's average return is higher by [0].")
-@click.option("--autocorrelation", type=float, help="Of a symbol's consecutive predictions, AR(1) [0].")
-@click.option("--policy", type=click.Choice(POLICIES), multiple=True, help="This one only (may be given again).")
-@click.option(
-    "--set", "numbers", multiple=True, metavar="NAME=VALUE", help="A number of the policies, such as alpha=0.1."
-)
+@click.argument("experiment_id", metavar="ID")
+@click.option("--control", type=ARM, required=True, help="What is there: a version's label, a stage or latest.")
+@click.option("--treatment", type=ARM, required=True, help="What may be better.")
+@click.option("--split", type=SHARE, default=0.9, show_default=True, help="The control's share of the units.")
+@click.option("--mode", default="split", show_default=True, help="split; or shadow: both score, the control answers.")
+@click.option("--unit", help="What is put into an arm: symbol|time-block, prediction, symbol or unit_id.")
+@click.option("--block-s", type=float, help="How long a block of time is, in seconds [3600].")
+@click.option("--horizon-s", type=float, help="How long after a prediction its outcome is known, in seconds [0].")
+@click.option("--namespace", type=SLICE, help="Its share of the units, disjoint from other experiments' on the model.")
+@click.option("--policy", type=click.Choice(POLICIES), help="By what it is decided [sequential].")
+@click.option("--set", "numbers", type=NAMED_VALUE, multiple=True, help="A number of the policy, such as alpha=0.01.")
+@click.option("--policy-json", type=JSON_OBJECT, help="The whole policy as JSON, or @FILE.")
+@click.option("--auto", is_flag=True, help="Apply the decision as soon as there is one.")
+@click.option("--deadline", type=MOMENT, help="When it ends, decided or not, such as 2026-12-01T08:00:00Z.")
+@click.option("--draft", is_flag=True, help="Do not start it yet.")
 @with_settings()
 @json_option
-def simulate(
-    _settings: Settings,
-    *,
-    n_runs: int,
-    seed: int,
-    traffic_split: float | None,
-    ramps: tuple[str, ...],
-    policy: tuple[str, ...],
-    numbers: tuple[str, ...],
-    as_json: bool,
-    **world: Any,
-) -> None:
-    """Run experiments whose truth is known, and show how often each policy promotes and rolls back.
+def create(settings: Settings, experiment_id: str, split: float, draft: bool, as_json: bool, **said: Any) -> None:
+    """Set up experiment ID and start it: from then on requests for the control's model are put into its arms."""
+    from mmserver.catalog.opening import open_store
+    from mmserver.experiments.lifecycle import create_experiment
+    from mmserver.experiments.planning import checked_plan
 
-    Shares of the runs: `ever` at any look, `first` if it was the first of the two, which is what a server that acts by
-    itself would have done. Without options both models are the same (A/A): every promotion and rollback is a mistake.
-    """
-    from mmserver.experiments.error_rates import error_rates
-    from mmserver.experiments.simulating import Scenario
+    given = {name: said[name] for name in ("unit", "block_s", "horizon_s") if said[name] is not None}
+    plan = checked_plan(
+        experiment_id=experiment_id,
+        control=said["control"],
+        treatment=said["treatment"],
+        treatment_weight=round(1.0 - split, SHARE_DIGITS),
+        mode=said["mode"],
+        namespace=said["namespace"],
+        policy=policy_object(said["policy"], said["numbers"], said["policy_json"]),
+        auto=said["auto"],
+        deadline_at=said["deadline"],
+        **given,
+    )
+    with open_store(settings, owns_data_dir=False) as store:
+        print_experiment(create_experiment(store, plan, actor(), start=not draft), as_json=as_json)
 
-    given = {name: value for name, value in world.items() if value is not None}
-    if traffic_split is not None:
-        # 1 - 0.9 is 0.0999… in binary, and yet a tenth.
-        given["treatment_weight"] = round(1.0 - traffic_split, 12)
-    try:
-        scenario = Scenario(**given, ramps=tuple(_ramp(text) for text in ramps))
-        policies = _policies(tuple(dict.fromkeys(policy)) or POLICIES, numbers)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    found = error_rates(scenario, policies, n_runs=n_runs, seed=seed, on_progress=lambda n: _say(n, n_runs))
+
+@experiments.command()
+@click.argument("experiment_id", metavar="ID")
+@with_settings()
+@json_option
+def start(settings: Settings, experiment_id: str, as_json: bool) -> None:
+    """Start a draft."""
+    from mmserver.catalog.opening import open_store
+    from mmserver.experiments.lifecycle import start_experiment
+
+    with open_store(settings, owns_data_dir=False) as store:
+        print_experiment(start_experiment(store, experiment_id, actor()), as_json=as_json)
+
+
+@experiments.command()
+@click.argument("experiment_id", metavar="ID")
+@click.option("--treatment-share", type=SHARE, required=True, help="The treatment's share of the units from now on.")
+@click.option("--redraw", is_flag=True, help="Draw all units anew; without it a share can only grow.")
+@with_settings()
+@json_option
+def ramp(settings: Settings, experiment_id: str, treatment_share: float, redraw: bool, as_json: bool) -> None:
+    """Go on with another share, in a new phase; units that are treated stay so."""
+    from mmserver.catalog.opening import open_store
+    from mmserver.experiments.lifecycle import ramp_experiment
+
+    with open_store(settings, owns_data_dir=False) as store:
+        experiment = ramp_experiment(store, experiment_id, treatment_share, actor(), redraw=redraw)
+        print_experiment(experiment, as_json=as_json)
+
+
+@experiments.command(name="list")
+@click.option("--status", type=click.Choice(STATUSES), help="Only those in this status.")
+@with_settings()
+@json_option
+def list_(settings: Settings, status: "Status | None", as_json: bool) -> None:
+    """Show every experiment, the newest first."""
+    from mmserver.catalog.opening import open_store
+    from mmserver.experiments.experiments import list_experiments
+
+    with open_store(settings, owns_data_dir=False) as store:
+        found = list_experiments(store, status=status)
     if as_json:
-        print_json({"scenario": scenario, "seed": seed, "policies": policies, "items": found})
+        print_json({"items": [item_from_experiment(experiment) for experiment in found]})
     else:
-        print_rows([msgspec.structs.asdict(row) for row in found], COLUMNS, as_json=False)
+        print_rows([_row(experiment) for experiment in found], COLUMNS, as_json=False)
 
 
-def _ramp(text: str) -> tuple[int, float]:
-    hour, _, share = text.partition(":")
-    try:
-        return int(hour), float(share)
-    except ValueError:
-        raise ValueError(f"{text!r} is no ramp; one is HOUR:SHARE, such as 240:0.2") from None
+@experiments.command()
+@click.argument("experiment_id", metavar="ID")
+@with_settings()
+@json_option
+def stop(settings: Settings, experiment_id: str, as_json: bool) -> None:
+    """End it, and show the final report; requests get what the model serves from now on."""
+    from mmserver.experiments.evaluating import stop_and_report
+
+    with opened(settings) as (store, observations):
+        experiment, found = stop_and_report(store, observations, experiment_id, actor())
+    if as_json:
+        print_json({**item_from_experiment(experiment), "analysis": found})
+    else:
+        print_report(experiment, found)
 
 
-def _policies(names: tuple[str, ...], numbers: tuple[str, ...]) -> list[Any]:
-    """The policies, each with those of the numbers that it has."""
-    from mmserver.experiments.policies import ClassicPolicy, SequentialPolicy, policy_from
+@experiments.command()
+@click.argument("experiment_id", metavar="ID")
+@click.option("--action", type=click.Choice(ACTIONS), help="Do this, whatever is recommended.")
+@with_settings()
+@json_option
+def apply(settings: Settings, experiment_id: str, action: Any, as_json: bool) -> None:
+    """End it if it runs, and do once what is recommended: promote the treatment, or keep the control."""
+    from mmserver.experiments.evaluating import apply_result
 
-    kinds = {"sequential": SequentialPolicy, "classic": ClassicPolicy}
-    values: dict[str, float] = {}
-    for text in numbers:
-        field, _, value = text.partition("=")
-        if not any(field in kinds[name].__struct_fields__ for name in names):
-            raise ValueError(f"{' and '.join(names)}: no number is called {field!r}")
-        values[field] = _number(field, value)
-    return [
-        policy_from({"policy": name, **{k: v for k, v in values.items() if k in kinds[name].__struct_fields__}})
-        for name in names
-    ]
+    with opened(settings) as (store, observations):
+        experiment, detail = apply_result(store, observations, experiment_id, actor(), action=action)
+    print_experiment(experiment, as_json=as_json, **detail)
 
 
-def _number(field: str, value: str) -> float:
-    try:
-        return int(value) if value.lstrip("-").isdecimal() else float(value)
-    except ValueError:
-        raise ValueError(f"{field} is {value!r}; it must be a number") from None
-
-
-def _say(n_done: int, n_runs: int) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"{n_done} of {n_runs} runs", err=True)
+def _row(experiment: "Experiment") -> dict[str, Any]:
+    arms = {"control": experiment.control, "treatment": experiment.treatment}
+    told = {name: f"{arm.model_name}:{arm.version}" for name, arm in arms.items()}
+    return {**item_from_experiment(experiment), **told}

@@ -26,7 +26,7 @@ COMMANDS = {
     "models": ("mmserver.cli.models", "Watched models, their directories and versions."),
     "registry": ("mmserver.cli.registry", "Models registered one by one: stages, comparison."),
     "optimize": ("mmserver.cli.optimize", "Smaller and quicker forms of a registered ONNX model."),
-    "experiments": ("mmserver.cli.experiments", "Experiments between versions: what their decisions are worth."),
+    "experiments": ("mmserver.cli.experiments", "Two versions on live requests: start, watch, decide, apply."),
     "predict": ("mmserver.cli.predict", "Predict from the command line: CSV or JSON in, decisions out."),
     "bench": ("mmserver.cli.bench", "Measure how fast a model predicts here, and over HTTP."),
     "venues": ("mmserver.cli.venues", "Order quantiles of venues: set, show."),

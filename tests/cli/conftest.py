@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.cli.commands import run as run_here
+
 COMMAND = Path(sys.executable).with_name("mmserver")
 FACTORS = ("mom_1h", "vol_1d")
 
@@ -65,3 +67,19 @@ def write_group(models: list[bytes]) -> Callable[..., None]:
             (directory / f"{group_key}_{name}").write_bytes(content)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with versions 1.0.0, in production, and 2.0.0 of `hybrid`; copy it before changing it."""
+    import xgboost
+
+    place = tmp_path_factory.mktemp("two_versions")
+    random = np.random.default_rng(1)
+    rows = random.normal(size=(100, len(FACTORS))).astype(np.float32)
+    for n_trees, label in ((2, "1.0.0"), (3, "2.0.0")):
+        model = xgboost.XGBRegressor(n_estimators=n_trees, max_depth=2, n_jobs=1).fit(rows, rows[:, 0])
+        (place / "model.json").write_bytes(bytes(model.get_booster().save_raw("json")))
+        run_here("registry", "register", "hybrid", label, place / "model.json", "--data-dir", place / "data")
+    run_here("registry", "promote", "hybrid", "1.0.0", "--data-dir", place / "data")
+    return place / "data"

@@ -1,0 +1,166 @@
+"""What the commands of experiments take and print: arms, moments, slices and policies, and experiments as rows and JSON."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from mmserver.cli.output import print_json, print_rows
+from mmserver.cli.registry_values import once
+
+if TYPE_CHECKING:
+    from mmserver.catalog.catalog import Actor
+    from mmserver.catalog.store import Store
+    from mmserver.experiments.experiments import Experiment
+    from mmserver.experiments.observations.log import ObservationLog
+    from mmserver.settings import Settings
+
+POLICIES = ("sequential", "classic")
+STATUSES = ("draft", "running", "stopped", "applied")
+SHARE_DIGITS = 12
+"""1 - 0.9 is 0.0999… in binary, and yet a tenth."""
+
+
+class _ArmOption(click.ParamType[tuple[str, str]]):
+    """`MODEL:VERSION`; names of models have no colon."""
+
+    name = "MODEL:VERSION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        model_name, _, version = value.partition(":")
+        if not (model_name and version):
+            self.fail(f"{value!r} is not MODEL:VERSION", param, ctx)
+        return model_name, version
+
+
+ARM = _ArmOption()
+
+
+class _Moment(click.ParamType[datetime]):
+    """A time with its offset from UTC."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        from mmserver.storage.times import datetime_from_text
+
+        if isinstance(value, datetime):
+            return value
+        try:
+            return datetime_from_text(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a time with an offset, such as 2026-12-01T08:00:00Z", param, ctx)
+
+
+MOMENT = _Moment()
+
+
+class _Slice(click.ParamType[tuple[str, float, float]]):
+    """`NAME:FROM:TO`."""
+
+    name = "NAME:FROM:TO"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            namespace, start, end = value.split(":")
+            return namespace, float(start), float(end)
+        except ValueError:
+            self.fail(f"{value!r} is not NAME:FROM:TO, such as desk:0:0.5", param, ctx)
+
+
+SLICE = _Slice()
+
+
+def policy_object(name: str | None, numbers: tuple[tuple[str, str], ...], whole: dict[str, Any] | None) -> Any:
+    """The policy as it would stand in a request; None for the default."""
+    if whole is None:
+        found = {field: number(field, text) for field, text in once(numbers, "policy").items()}
+        return {"policy": name or POLICIES[0], **found} if name or found else None
+    if name or numbers:
+        raise click.UsageError("--policy-json says all of the policy: leave out --policy and --set")
+    return whole
+
+
+def number(field: str, text: str) -> float:
+    """Raises click.UsageError for what is no number."""
+    try:
+        return int(text) if text.lstrip("-").isdecimal() else float(text)
+    except ValueError:
+        raise click.UsageError(f"{field} is {text!r}; it must be a number") from None
+
+
+def actor() -> "Actor":
+    """Who acts here, for the audit."""
+    from mmserver.catalog.catalog import Actor
+
+    return Actor("command line")
+
+
+@contextmanager
+def opened(settings: "Settings") -> "Iterator[tuple[Store, ObservationLog]]":
+    """The state and what was observed, beside a running server too."""
+    from mmserver.catalog.opening import open_store
+    from mmserver.experiments.observations.log import ObservationLog
+
+    with open_store(settings, owns_data_dir=False) as store:
+        observations = ObservationLog(settings.data_dir, outcome_grace_s=settings.observations_grace_s)
+        try:
+            yield store, observations
+        finally:
+            if not store.read_only:
+                observations.close()
+
+
+def item_from_experiment(experiment: "Experiment") -> dict[str, Any]:
+    """All of it, as JSON has it."""
+    part = experiment.slice
+    return {
+        "experiment_id": experiment.experiment_id,
+        "status": experiment.status,
+        "control_model": experiment.control.model_name,
+        "control_version": experiment.control.version,
+        "treatment_model": experiment.treatment.model_name,
+        "treatment_version": experiment.treatment.version,
+        "traffic_split": round(1.0 - experiment.treatment_weight, SHARE_DIGITS),
+        "mode": experiment.mode,
+        "unit": experiment.unit,
+        "block_s": experiment.block_s,
+        "horizon_s": experiment.horizon_s,
+        "namespace": None if part is None else {"name": part.namespace, "start": part.start, "end": part.end},
+        "policy": experiment.policy,
+        "auto": experiment.auto,
+        "phase": experiment.phases[-1].number,
+        "created_at": experiment.created_at,
+        "created_by": experiment.created_by,
+        "started_at": experiment.started_at,
+        "stopped_at": experiment.stopped_at,
+        "applied_at": experiment.applied_at,
+        "applied": experiment.applied,
+        "deadline_at": experiment.deadline_at,
+        "overruled_by": experiment.overruled_by,
+    }
+
+
+def print_experiment(experiment: "Experiment", *, as_json: bool, **more: Any) -> None:
+    """As JSON, with what else there is to say, or one line for each of its fields."""
+    item = {**item_from_experiment(experiment), **more}
+    if as_json:
+        print_json(item)
+        return
+    rows = [{"field": name, "value": _told(value)} for name, value in item.items()]
+    print_rows(rows, ("field", "value"), as_json=False)
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.to_builtins(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={part}" for name, part in value.items() if part is not None)
+    return value
