@@ -30,6 +30,9 @@ _OPTIMIZATIONS = "mmserver.web.registry_optimizations"
 _REGISTRY_PAGES = "mmserver.web.registry_pages"
 _REGISTRY_EDITS = "mmserver.web.registry_edits"
 _OPTIMIZATION_PAGES = "mmserver.web.optimization_pages"
+_EXPERIMENTS = "mmserver.web.experiments"
+_OUTCOMES = "mmserver.web.outcomes"
+EXPERIMENTS_RULE = "/api/ml/experiments"
 REGISTER_RULE = "/api/ml/registry/models"
 REGISTER_PAGE_RULE = "/ui/register"
 UPLOAD_RULES = frozenset({REGISTER_RULE, REGISTER_PAGE_RULE})
@@ -37,6 +40,7 @@ UPLOAD_RULES = frozenset({REGISTER_RULE, REGISTER_PAGE_RULE})
 UPLOAD_MEDIA_TYPE = "multipart/form-data"
 MAX_UPLOAD_FIELDS_BYTES = 1 << 20
 """What an upload may have besides its files: its fields, and what stands between its parts."""
+_EXPERIMENT_RULE = f"{EXPERIMENTS_RULE}/<experiment_id>"
 _MODEL_RULE = f"{REGISTER_RULE}/<model_name>"
 _VERSION_RULE = f"{_MODEL_RULE}/<version>"
 _MODEL_PAGE_RULE = "/ui/models/<model_name>"
@@ -92,6 +96,18 @@ LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("PATCH", f"{_VERSION_RULE}/metrics", f"{_REGISTRY}:patch_metrics"),
     LateRoute("POST", f"{_VERSION_RULE}/optimize", f"{_OPTIMIZATIONS}:post_optimization"),
     LateRoute("GET", f"{_VERSION_RULE}/optimizations", f"{_OPTIMIZATIONS}:get_optimizations"),
+    LateRoute("POST", EXPERIMENTS_RULE, f"{_EXPERIMENTS}:post_experiment"),
+    LateRoute("GET", EXPERIMENTS_RULE, f"{_EXPERIMENTS}:get_experiments"),
+    LateRoute("GET", _EXPERIMENT_RULE, f"{_EXPERIMENTS}:get_one"),
+    LateRoute("PATCH", _EXPERIMENT_RULE, f"{_EXPERIMENTS}:patch_experiment"),
+    LateRoute("POST", f"{_EXPERIMENT_RULE}/start", f"{_EXPERIMENTS}:post_start"),
+    LateRoute("POST", f"{_EXPERIMENT_RULE}/ramp", f"{_EXPERIMENTS}:post_ramp"),
+    LateRoute("POST", f"{_EXPERIMENT_RULE}/stop", f"{_EXPERIMENTS}:post_stop"),
+    LateRoute("POST", f"{_EXPERIMENT_RULE}/apply", f"{_EXPERIMENTS}:post_apply"),
+    LateRoute("GET", f"{_EXPERIMENT_RULE}/analysis", f"{_EXPERIMENTS}:get_analysis"),
+    LateRoute("GET", f"{_EXPERIMENT_RULE}/evaluations", f"{_EXPERIMENTS}:get_evaluations"),
+    LateRoute("POST", f"{_EXPERIMENT_RULE}/outcomes", f"{_OUTCOMES}:post_outcomes"),
+    LateRoute("POST", "/api/ml/outcomes/prices", f"{_OUTCOMES}:post_prices"),
     LateRoute("GET", REGISTER_PAGE_RULE, f"{_REGISTRY_PAGES}:get_register_page"),
     LateRoute("POST", REGISTER_PAGE_RULE, f"{_REGISTRY_PAGES}:post_register"),
     LateRoute("GET", f"{_MODEL_PAGE_RULE}/compare", f"{_REGISTRY_PAGES}:get_compare_page"),

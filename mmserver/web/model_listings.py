@@ -53,8 +53,9 @@ def get_ml_health() -> flask.Response:
     loaded = _loaded_group_ids()
     names = [f"{model.name}:{model.serving.label}" for model in store.catalog.models.values()
              if _is_loaded(model.serving, loaded)]  # fmt: skip
+    n_experiments = sum(len(running) for running in store.catalog.experiments.values())
     return _health(status, {
-        "timestamp": store.now(), "loaded_models": names, "active_experiments": 0,
+        "timestamp": store.now(), "loaded_models": names, "active_experiments": n_experiments,
         "uptime_seconds": uptime_s(flask.current_app),
     })  # fmt: skip
 

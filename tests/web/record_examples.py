@@ -77,6 +77,9 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
         "compare_registry_versions": {"version1": "1.0.0", "version2": "1.1.0"},
     }
     examples: dict[str, Any] = shortened(optimization_examples(client))
+    trial = trial_versions(client, root)
+    examples |= shortened(experiment_examples(client, *trial, {**one, "model_name": "trial"}))
+    client.delete("/api/models/trial").raise_for_status()
     for operation in sorted(OPERATIONS, key=lambda operation: LAST.get(operation.name, 0)):
         name = operation.name
         if name in examples:
@@ -125,6 +128,52 @@ def registry_bodies(client: httpx.Client, root: str, factors: list[str]) -> dict
         "describe_registry_version": {"description": "The same with better factors", "tags": {"desk": "equity"}},
         "update_registry_metrics": {"metrics": {"sharpe": 1.4, "ic": None}},
     }
+
+
+def trial_versions(client: httpx.Client, root: str) -> list[tuple[str, str]]:
+    """Two versions of a model `trial`."""
+    for version, symbol in (("1.0.0", "SP500"), ("1.1.0", "NASDAQ")):
+        body = {"name": "trial", "version": version, "path": f"{root}/{symbol}_ret_5d_model.pkl"}
+        client.post("/api/ml/registry/models", json=body).raise_for_status()
+    return [("trial", "1.0.0"), ("trial", "1.1.0")]
+
+
+def experiment_examples(
+    client: httpx.Client, control: tuple[str, str], treatment: tuple[str, str], one: dict[str, Any]
+) -> dict[str, Any]:
+    """From a draft to what is applied, with predictions and outcomes on the way."""
+    address = "/api/ml/experiments"
+    exact = f"{address}/sp500-v2"
+    plan = {
+        "experiment_id": "sp500-v2",
+        **{"control_model": control[0], "control_version": control[1]},
+        **{"treatment_model": treatment[0], "treatment_version": treatment[1]},
+        **{"traffic_split": 0.9, "auto": False, "start": False},
+    }
+    found: dict[str, Any] = {}
+
+    def ask(name: str, method: str, path: str, body: Any = None) -> Any:
+        answer = client.request(method, path, json=body).raise_for_status().json()
+        found[name] = {"response": answer} if body is None else {"request": body, "response": answer}
+        return answer
+
+    ask("create_experiment", "POST", address, plan)
+    ask("change_experiment", "PATCH", exact, {"traffic_split": 0.8})
+    ask("start_experiment", "POST", f"{exact}/start")
+    ask("ramp_experiment", "POST", f"{exact}/ramp", {"traffic_split": 0.5})
+    predicted = client.post("/predict/batch", json={"requests": [one] * 4}).raise_for_status().json()["predictions"]
+    ids = [item["prediction_id"] for item in predicted]
+    outcomes = [{"prediction_id": name, "realized_return": 0.004, "label": "BUY"} for name in ids]
+    ask("add_outcomes", "POST", f"{exact}/outcomes", outcomes)
+    price = {"symbol": one["symbol"], "price": 6021.5, "time": predicted[0]["timestamp"]}
+    ask("add_prices", "POST", "/api/ml/outcomes/prices", {"prices": [price]})
+    ask("get_experiment", "GET", exact)
+    ask("list_experiments", "GET", address)
+    ask("analyse_experiment", "GET", f"{exact}/analysis")
+    ask("stop_experiment", "POST", f"{exact}/stop")
+    ask("apply_experiment", "POST", f"{exact}/apply", {"action": "keep"})
+    ask("list_evaluations", "GET", f"{exact}/evaluations?limit=1")
+    return found
 
 
 def optimization_examples(client: httpx.Client) -> dict[str, Any]:

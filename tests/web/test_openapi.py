@@ -19,7 +19,9 @@ from mmserver.catalog.registering import check_name, register_model
 from mmserver.web.api_description import prediction_bodies
 from mmserver.web.api_description.contents import OPERATIONS, api_document, load_examples
 from mmserver.web.api_description.document import path_of
+from mmserver.web.api_description.experiments import EXPERIMENTS
 from mmserver.web.api_description.operations import Operation
+from mmserver.web.current import EXPERIMENTER_KEY
 from mmserver.web.errors import CODE_BY_HTTP_STATUS
 from mmserver.web.prediction_answers import DecisionItem, ErrorDetail, ErrorItem, PredictionItem
 
@@ -252,6 +254,7 @@ REGISTRY = {
 }  # fmt: skip
 """Tried in the life of a registered model."""
 CHANGES = {"register_model", "remove_model", "refresh_model", "rollback_model", "set_quantiles", "v2_unload", *REGISTRY}
+CHANGES |= {name for name, operation in BY_NAME.items() if operation.tag == EXPERIMENTS}
 
 
 def send(client: Client, operation: Operation, ask: Ask) -> TestResponse:
@@ -431,6 +434,62 @@ def test_a_registered_model_s_life_is_as_described(
     done("delete_registry_version", Ask(two, status=204))
     done("delete_registry_version", Ask(two, status=404))
     assert tried >= REGISTRY
+
+
+def test_an_experiment_s_life_is_as_described(
+    make_web: Callable[..., Any], group_writer: Callable[..., None], closed: dict[str, Any], tmp_path: Path
+) -> None:
+    made = make_web(tmp_path / "data")
+    for seed, model_name in enumerate(("alpha", "beta")):
+        group_writer(tmp_path / model_name, "BTCUSDT_ret", seed=seed)
+        register_model(made.store, model_name, str(tmp_path / model_name), Actor("test"))
+    tried = set()
+
+    def done(name: str, ask: Ask) -> TestResponse:
+        tried.add(name)
+        response = send(made.client, BY_NAME[name], ask)
+        assert response.status_code == ask.status, response.text
+        assert_described(response, BY_NAME[name], closed)
+        return response
+
+    one, nobody = {"experiment_id": "one"}, {"experiment_id": "nobody"}
+    arms = {
+        "control_model": "alpha",
+        "control_version": "latest",
+        "treatment_model": "beta",
+        "treatment_version": "latest",
+    }
+    plan = {**one, **arms, "traffic_split": 0.9, "start": False}
+    done("create_experiment", Ask(json=plan, status=201))
+    done("create_experiment", Ask(json=plan, status=409))
+    done("create_experiment", Ask(json={**plan, "traffic_split": 2}, status=400))
+    done("create_experiment", Ask(json={**plan, **nobody, "control_version": "9"}, status=404))
+    done("change_experiment", Ask(one, json={"traffic_split": 0.5, "unit": "prediction", "policy": "classic"}))
+    done("start_experiment", Ask(one))
+    done("start_experiment", Ask(one, status=409))
+    done("change_experiment", Ask(one, json={"traffic_split": 0.5}, status=409))
+    done("create_experiment", Ask(json={**plan, "experiment_id": "two", "start": True}, status=409))
+    done("ramp_experiment", Ask(one, json={"traffic_split": 0.4}))
+    done("ramp_experiment", Ask(one, json={"traffic_split": 0.9}, status=400))
+    row = {"symbol": "BTCUSDT", "features": [0.1, 0.2, 0.3], "model_name": "alpha"}
+    [answer] = done("predict_batch", Ask(json={"requests": [row]})).json["predictions"]
+    outcome = {"prediction_id": answer["prediction_id"], "label": "BUY"}
+    done("add_outcomes", Ask(one, json=[outcome, {**outcome, "label": "MOON"}]))
+    done("add_outcomes", Ask(one, json=[], status=400))
+    done("add_outcomes", Ask(nobody, json=outcome, status=404))
+    price = {"symbol": "BTCUSDT", "price": 0.0, "time": answer["timestamp"]}
+    done("add_prices", Ask(json={"prices": [price, {**price, "price": 7.5}]}))
+    for name in ("get_experiment", "analyse_experiment", "list_evaluations"):
+        done(name, Ask(one))
+        done(name, Ask(nobody, status=404))
+    done("list_experiments", Ask(query={"status": "running", "limit": "1"}))
+    done("list_experiments", Ask(query={"status": "lost"}, status=400))
+    done("stop_experiment", Ask(one))
+    done("apply_experiment", Ask(one, status=409))
+    done("apply_experiment", Ask(one, json={"action": "keep"}))
+    done("list_evaluations", Ask(one))
+    made.app.extensions[EXPERIMENTER_KEY].close()
+    assert tried - {"predict_batch"} == {name for name in BY_NAME if BY_NAME[name].tag == EXPERIMENTS}
 
 
 def test_a_read_only_instance_refuses_changes_as_described(

@@ -8,6 +8,7 @@ from typing import Any
 from mmserver.settings import Settings
 from mmserver.web.api_description import (
     catalog,
+    experiments,
     health,
     listings,
     open_inference,
@@ -25,6 +26,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *listings.OPERATIONS,
     *catalog.OPERATIONS,
     *registry.OPERATIONS,
+    *experiments.OPERATIONS,
     *open_inference.OPERATIONS,
     *scoring.OPERATIONS,
     *health.OPERATIONS,
@@ -36,6 +38,7 @@ TAGS: Mapping[str, str] = {
     catalog.GROUPS: "What a version of a model holds for each symbol.",
     catalog.VERSIONS: "A model through time.",
     registry.REGISTRY: "Versions that are registered one by one, and stages of all models.",
+    experiments.EXPERIMENTS: "Two versions compared on live requests, and what came of predictions.",
     catalog.VENUES: "Order-size thresholds by venue and symbol.",
     open_inference.OPEN_INFERENCE: "For the clients of that protocol: tensors in, tensors out.",
     scoring.SCORING: "For the clients of MLflow and SageMaker: a table in, predictions out.",

@@ -133,6 +133,9 @@ PATH_PARAMETERS: Mapping[str, Parameter] = {
         "name", "A group as `MODEL.SYMBOL`; `MODEL` alone where it has one group.", TEXT, "path", is_required=True,
         example="demo.SP500",
     ),
+    "experiment_id": Parameter(
+        "experiment_id", "The experiment's name.", TEXT, "path", is_required=True, example="sp500-v2"
+    ),
     "version": Parameter(
         "version", "A version: its label, `latest`, `production` or `staging`.", TEXT, "path", is_required=True, example="latest"
     ),

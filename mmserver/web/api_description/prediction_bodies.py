@@ -70,6 +70,8 @@ class _Answered(msgspec.Struct, kw_only=True):
     latency_ms: Annotated[float, Meta(ge=0)]
     timestamp: datetime
     contributions: Annotated[Any, _either(Explained, ExplainedOutputs)] | UnsetType = UNSET
+    experiment_id: str | UnsetType = UNSET
+    fallback: str | UnsetType = UNSET
 
 
 class Prediction(_Answered, kw_only=True):
