@@ -19,7 +19,7 @@ from mmserver.settings import Settings, load_settings
 from mmserver.storage.data_dir import DataDir
 from mmserver.storage.lease import Lease
 from mmserver.web.blueprints import register_web
-from mmserver.web.current import EXPERIMENTER_KEY, MODEL_READER_KEY, QUICK_KEY, SERVING_KEY
+from mmserver.web.current import EXPERIMENTER_KEY, MODEL_READER_KEY, QUICK_KEY, SERVING_KEY, STORE_KEY
 from mmserver.web.health import Check
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def create_app(
         register_web(app, store, store.plugins, checks={"jobs": jobs.check, **checks}, siblings=siblings)
         opened.callback(app.extensions[EXPERIMENTER_KEY].close)
         opened.callback(app.extensions[MODEL_READER_KEY].close)
-        jobs.start(partial(_keep_serving_up, app), partial(_follow_siblings, app) if siblings else None)
+        follow = partial(_follow_siblings, app) if siblings else None
+        jobs.start(partial(_keep_serving_up, app), follow, partial(_evaluate_experiments, app))
         opened.callback(jobs.stop)
         app.extensions[RUNTIME_KEY] = Runtime(store, jobs, opened.pop_all())
         return app
@@ -87,6 +88,15 @@ def _keep_serving_up(app: flask.Flask, is_stopping: Callable[[], bool]) -> None:
     app.extensions[QUICK_KEY]()
     app.extensions[EXPERIMENTER_KEY].keep_up()
     app.extensions[SERVING_KEY]().warming.keep_up(is_stopping)
+
+
+def _evaluate_experiments(app: flask.Flask) -> None:
+    """Nothing, and nothing imported, while no experiment runs."""
+    store: Store = app.extensions[STORE_KEY]
+    if store.catalog.experiments:
+        from mmserver.experiments.evaluating import evaluate_running
+
+        evaluate_running(store, app.extensions[EXPERIMENTER_KEY].log)
 
 
 def _follow_siblings(app: flask.Flask) -> None:

@@ -24,6 +24,7 @@ MAX_UNWATCHED_S = 60.0  # one look may take long: a scan has 30 seconds, and new
 LEASE_INTERVAL_S = 5.0
 RETENTION_INTERVAL_S = 3600.0
 REGISTRY_INTERVAL_S = 0.5  # others' commits are in the registry's directory soon after
+EXPERIMENTS_INTERVAL_S = 300.0  # a decision of each running experiment is kept so often
 SETTLE_SLACK_S = 0.05  # clocks and sleeps may disagree by that much
 KeepUp: TypeAlias = Callable[[Callable[[], bool]], object]
 """Gets what tells whether the jobs are being stopped, so that a long run can end early."""
@@ -43,20 +44,28 @@ class Jobs:
         self._scheduler: SteadyScheduler | None = None
         self._keep_up: KeepUp | None = None
         self._follow_others: Callable[[], object] | None = None
+        self._evaluate: Callable[[], object] | None = None
         self._starting = threading.Thread(target=self._start, name="jobs-start", daemon=True)
         self._testing = threading.Thread(target=self._test_guard, name="sandbox-test", daemon=True)
         self._looked_at = self._watched_at = time.monotonic()
         self._snapshot_audit_id = -1
         self._stopping = threading.Event()
 
-    def start(self, keep_up: KeepUp | None = None, follow: Callable[[], object] | None = None) -> None:
+    def start(
+        self,
+        keep_up: KeepUp | None = None,
+        follow: Callable[[], object] | None = None,
+        evaluate: Callable[[], object] | None = None,
+    ) -> None:
         """Start the jobs in threads of their own; returns at once.
 
         `keep_up` is called right after the start and then often: what is held beside the catalog follows it there. So is
-        `follow`, which never takes long: it sees what other processes say beside their commits.
+        `follow`, which never takes long: it sees what other processes say beside their commits. `evaluate` looks at the running
+        experiments, in one process only.
         """
         self._keep_up = keep_up
         self._follow_others = follow
+        self._evaluate = evaluate
         self._starting.start()
 
     def stop(self) -> None:
@@ -144,6 +153,9 @@ class Jobs:
 
                 follow = Follower(self._store, self._stopping.is_set).follow
                 scheduler.every("registry directory", REGISTRY_INTERVAL_S, self._held("registry directory", follow))
+            if self._evaluate is not None:
+                evaluate = self._held("experiments", self._evaluate)
+                scheduler.every("experiments", EXPERIMENTS_INTERVAL_S, evaluate)
             scheduler.every("retention", RETENTION_INTERVAL_S, self._held("retention", self._retain))
         self._scheduler = scheduler
         scheduler.start()

@@ -1,0 +1,166 @@
+"""Decisions that are kept, and what is done about them: promotions, rollbacks, deadlines, and what somebody else decided."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mmserver.errors import ExperimentStatusConflict, ExperimentUndecided
+from mmserver.experiments.evaluating import apply_result, evaluate_running, stop_and_report
+from mmserver.experiments.experiments import get_experiment, list_evaluations
+from mmserver.experiments.observations.log import ObservationLog
+from mmserver.experiments.observations.values import Observation, Outcome
+from mmserver.experiments.replaying import replay
+from mmserver.registry.stages import promote
+from mmserver.storage.audit import list_audit
+from tests.experiments.lifecycle.conftest import Create
+from tests.registry.conftest import TEST, Bench
+
+POLICY = {"policy": "classic", "min_hours": 1.0}
+N_UNITS = 400
+
+
+@dataclass
+class Trial:
+    """A running experiment with what both arms did in it."""
+
+    bench: Bench
+    log: ObservationLog
+
+    def observe(self, *, control_right: float, treatment_right: float) -> None:
+        """Predictions of both arms, of which so many shares came out as predicted."""
+        key = get_experiment(self.bench.store, "exp").key
+        outcomes = []
+        at = self.bench.calendar.moment
+        for arm, share in (("control", control_right), ("treatment", treatment_right)):
+            for n in range(N_UNITS):
+                name = f"{arm}-{n}"
+                seen = Observation(
+                    prediction_id=name, at_us=int(at.timestamp() * 1e6), experiment_key=key, arm=arm,  # type: ignore[arg-type]
+                    unit=name, symbol="btc", model_name="hybrid", version="1.0.0", direction=1, latency_us=100 + n % 7,
+                )  # fmt: skip
+                self.log.append(seen, must_keep=True)
+                outcomes.append(Outcome(prediction_id=name, label="BUY" if n < share * N_UNITS else "SELL"))
+        self.bench.calendar.moment += timedelta(hours=30)
+        assert self.log.add_outcomes(outcomes).n_accepted == 2 * N_UNITS
+
+    def look(self) -> None:
+        evaluate_running(self.bench.store, self._opened)
+
+    def _opened(self) -> ObservationLog:
+        return self.log
+
+    @property
+    def actions(self) -> list[str]:
+        with self.bench.store.database.read() as connection:
+            return [entry.action for entry in reversed(list_audit(connection, 100)) if entry.actor != "test"]
+
+
+@pytest.fixture
+def trial(three: Bench, tmp_path: Path) -> Iterator[Trial]:
+    log = ObservationLog(tmp_path / "log", now=lambda: three.calendar.moment.timestamp())
+    yield Trial(three, log)
+    log.close()
+
+
+@pytest.fixture
+def running(trial: Trial, create: Create) -> Callable[..., Trial]:
+    def start(**changes: Any) -> Trial:
+        promote(trial.bench.store, "hybrid", "1.0.0", TEST)
+        create(trial.bench.store, **{"treatment_weight": 0.5, "unit": "unit_id", "policy": POLICY, **changes})
+        return trial
+
+    return start
+
+
+def test_a_better_treatment_is_promoted_by_itself_with_an_audit_of_each_step(running: Callable[..., Trial]) -> None:
+    trial = running(auto=True)
+    trial.look()
+    assert get_experiment(trial.bench.store, "exp").status == "running"
+    trial.observe(control_right=0.5, treatment_right=0.7)
+    trial.look()
+    ended = get_experiment(trial.bench.store, "exp")
+    assert (ended.status, ended.applied) == ("applied", "promote")
+    assert trial.bench.served == "1.9.0"
+    assert trial.bench.model.stages["production"] == "1.9.0"
+    assert trial.actions == ["experiment.stopped", "version.promoted", "experiment.applied"]
+
+
+def test_without_auto_nothing_is_done_by_itself(running: Callable[..., Trial]) -> None:
+    trial = running()
+    trial.observe(control_right=0.5, treatment_right=0.7)
+    trial.look()
+    assert get_experiment(trial.bench.store, "exp").status == "running"
+    assert trial.actions == []
+    experiment, done = apply_result(trial.bench.store, trial.log, "exp", TEST)
+    assert (experiment.applied, done["promoted"]) == ("promote", {"model_name": "hybrid", "version": "1.9.0"})
+    with pytest.raises(ExperimentStatusConflict):
+        apply_result(trial.bench.store, trial.log, "exp", TEST)
+
+
+def test_a_worse_treatment_is_rolled_back_and_the_control_stays(running: Callable[..., Trial]) -> None:
+    trial = running(auto=True)
+    trial.observe(control_right=0.7, treatment_right=0.5)
+    trial.look()
+    assert get_experiment(trial.bench.store, "exp").applied == "rollback"
+    assert trial.bench.model.stages["production"] == "1.0.0"
+    assert trial.actions == ["experiment.stopped", "experiment.applied"]
+
+
+def test_a_rollback_takes_a_treatment_out_of_production(running: Callable[..., Trial]) -> None:
+    trial = running()
+    promote(trial.bench.store, "hybrid", "1.9.0", TEST)
+    _, done = apply_result(trial.bench.store, trial.log, "exp", TEST, action="rollback")
+    assert done["promoted"] == {"model_name": "hybrid", "version": "1.0.0"}
+    assert trial.bench.served == "1.0.0"
+
+
+def test_what_somebody_promoted_meanwhile_is_not_overruled_by_the_schedule(running: Callable[..., Trial]) -> None:
+    trial = running(auto=True)
+    trial.observe(control_right=0.5, treatment_right=0.7)
+    promote(trial.bench.store, "hybrid", "1.10.0", TEST)
+    trial.look()
+    assert trial.bench.served == "1.10.0"
+    assert get_experiment(trial.bench.store, "exp").status == "running"
+
+
+def test_an_undecided_experiment_is_applied_only_by_a_named_action(running: Callable[..., Trial]) -> None:
+    trial = running()
+    with pytest.raises(ExperimentUndecided, match="name an action"):
+        apply_result(trial.bench.store, trial.log, "exp", TEST)
+    assert get_experiment(trial.bench.store, "exp").status == "running"
+    experiment, done = apply_result(trial.bench.store, trial.log, "exp", TEST, action="keep")
+    assert (experiment.status, experiment.applied, done["promoted"]) == ("applied", "keep", None)
+
+
+@pytest.mark.parametrize(("auto", "status"), [(False, "stopped"), (True, "applied")])
+def test_the_schedule_ends_an_experiment_whose_deadline_is_over(
+    trial: Trial, create: Create, auto: bool, status: str
+) -> None:
+    deadline = trial.bench.calendar.moment + timedelta(hours=2)
+    create(trial.bench.store, deadline_at=deadline, auto=auto)
+    trial.look()
+    assert get_experiment(trial.bench.store, "exp").status == "running"
+    trial.bench.calendar.moment += timedelta(hours=3)
+    trial.look()
+    ended = get_experiment(trial.bench.store, "exp")
+    assert (ended.status, ended.applied) == (status, "keep" if auto else None)
+
+
+def test_every_kept_decision_is_made_again_from_its_inputs(running: Callable[..., Trial]) -> None:
+    trial = running(policy="sequential")
+    trial.look()
+    trial.observe(control_right=0.5, treatment_right=0.7)
+    trial.look()
+    stop_and_report(trial.bench.store, trial.log, "exp", TEST)
+    kept = list_evaluations(trial.bench.store, get_experiment(trial.bench.store, "exp").key, 10)
+    assert [one.reason for one in kept] == ["stopped", "scheduled", "scheduled"]
+    assert [one.decision["looks"]["n"] for one in kept] == [3, 2, 1]
+    for one in kept:
+        again = replay(msgspec.json.encode(one.inputs), msgspec.json.encode(one.decision["recommendation"]))
+        assert again.is_same
+        assert again.has_same_rules
