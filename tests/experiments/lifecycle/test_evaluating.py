@@ -62,7 +62,10 @@ class Trial:
 
 @pytest.fixture
 def trial(three: Bench, tmp_path: Path) -> Iterator[Trial]:
-    log = ObservationLog(tmp_path / "log", now=lambda: three.calendar.moment.timestamp())
+    def now() -> float:
+        return three.calendar.moment.timestamp()
+
+    log = ObservationLog(tmp_path / "log", now=now)
     yield Trial(three, log)
     log.close()
 
