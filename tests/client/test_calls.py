@@ -22,6 +22,7 @@ from mmserver.client import (
     predicting,
 )
 from mmserver.client.methods import Calls
+from mmserver.experiments.assignment import arm_of
 from tests.client.conftest import Ask
 from tests.e2e.conftest import FACTORS, Artifacts, Server, wait_until
 
@@ -201,14 +202,29 @@ def test_a_venue_is_set_read_and_kept_from_a_table_that_somebody_else_changed(
     assert caught.value.code == "version_changed"
 
 
-def test_a_server_without_experiments_says_so(server: Server, alpha: str, ask: Ask) -> None:
-    for call in (
-        lambda c: c.create_ab_test("e", alpha, "1", alpha, "2"),
-        lambda c: c.get_ab_test_analysis("e"),
-        lambda c: c.stop_ab_test("e"),
-    ):
-        with pytest.raises(NotFound, match="this server has no A/B tests"):
-            ask(server.url, call)
+def test_an_ab_test_is_made_predicted_in_analysed_and_stopped(server: Server, alpha: str, beta: Any, ask: Ask) -> None:
+    name, _ = beta
+    test_id = f"test-{name}"
+    made = ask(server.url, lambda c: c.create_ab_test(test_id, name, "latest", alpha, "latest", 0.5, unit="unit_id"))
+    assert (made.experiment_id, made.status, made.traffic_split, made.unit) == (test_id, "running", 0.5, "unit_id")
+    with pytest.raises(Conflict) as caught:
+        ask(server.url, lambda c: c.create_ab_test(test_id, name, "latest", alpha, "latest"))
+    assert caught.value.code == "experiment_taken"
+    seen = {"control": 0, "treatment": 0}
+    for n in range(12):
+        answer = ask(server.url, lambda c, n=n: c.predict("BTCUSDT", ROW, model_name=name, unit_id=f"order-{n}"))
+        assert answer.model_name == {"control": name, "treatment": alpha}[answer.variant]
+        assert answer.variant == arm_of(salt=f"{test_id}:1", unit=f"order-{n}", treatment_weight=0.5)
+        seen[answer.variant] += 1
+    analysis = ask(server.url, lambda c: c.get_ab_test_analysis(test_id))
+    assert {arm: getattr(analysis, arm)["n_predictions"] for arm in seen} == seen
+    assert (analysis.recommendation.action, bool(analysis.recommendation.reasons)) == ("continue", True)
+    report = ask(server.url, lambda c: c.stop_ab_test(test_id))
+    assert report.control["n_predictions"] == seen["control"]
+    assert ask(server.url, lambda c: c.predict("BTCUSDT", ROW, model_name=name, unit_id="order-0")).variant is None
+    with pytest.raises(NotFound) as missing:
+        ask(server.url, lambda c: c.stop_ab_test("nobody"))
+    assert missing.value.code == "experiment_not_found"
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])

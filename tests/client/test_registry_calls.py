@@ -317,6 +317,17 @@ def test_an_experiment_is_made_analysed_and_stopped(misbehaving: Make, ask: Ask)
     assert server.paths()[1:] == ["GET /api/ml/experiments/e/analysis", "POST /api/ml/experiments/e/stop"]
 
 
+def test_a_server_without_experiments_says_so(misbehaving: Make, ask: Ask) -> None:
+    server = misbehaving(saying("404 Not Found", {"code": "not_found", "detail": "No such address."}))
+    for call in (
+        lambda c: c.create_ab_test("e", "a", "1", "b", "2"),
+        lambda c: c.get_ab_test_analysis("e"),
+        lambda c: c.stop_ab_test("e"),
+    ):
+        with pytest.raises(NotFound, match="this server has no A/B tests"):
+            ask(server.url, call)
+
+
 def test_an_experiment_that_is_not_there_is_not_taken_for_a_server_without_any(misbehaving: Make, ask: Ask) -> None:
     server = misbehaving(saying("404 Not Found", {"code": "experiment_not_found", "detail": "there is no e"}))
     with pytest.raises(NotFound, match="there is no e"):
