@@ -236,7 +236,7 @@ def _outcomes_of(file: str) -> "list[Outcome]":
 
 def _say_refused(file: str, report: "OutcomeReport") -> None:
     """Name those that were not added, as far as they were kept, and exit."""
-    for error in report.errors:
+    for error in sorted(report.errors, key=lambda one: one.index):
         told = f"{file}: row {error.index + 1}, {error.prediction_id or 'no prediction'}: {error.message}"
         click.echo(f"mmserver: {shown(told)}", err=True)
     n_more = report.n_errors - len(report.errors)
@@ -258,15 +258,15 @@ def _kept(settings: Settings, experiment_id: str, limit: int) -> "list[Evaluatio
 
 
 def _replayed(one: "Evaluation") -> dict[str, Any]:
+    from mmserver.experiments.replaying import RULES_VERSION
     from mmserver.experiments.replaying import replay as decide_again
 
     before = one.decision["recommendation"]
-    again = decide_again(msgspec.json.encode(one.inputs), msgspec.json.encode(before))
-    return {
-        "id": one.id,
-        "at": one.at,
-        "verdict": before["verdict"],
-        "again": again.recommendation.verdict,
-        "is_same": again.is_same,
-        "has_same_rules": again.has_same_rules,
-    }
+    row = {"id": one.id, "at": one.at, "verdict": before["verdict"]}
+    try:
+        again = decide_again(msgspec.json.encode(one.inputs), msgspec.json.encode(before))
+    except ValueError:  # other rules may have asked for other numbers
+        has_same_rules = one.inputs.get("rules_version") == RULES_VERSION
+        return {**row, "again": None, "is_same": False, "has_same_rules": has_same_rules}
+    verdict = again.recommendation.verdict
+    return {**row, "again": verdict, "is_same": again.is_same, "has_same_rules": again.has_same_rules}
