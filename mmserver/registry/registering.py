@@ -173,6 +173,11 @@ def sha256_of_content(new: NewVersion, claim: ModelFormat) -> str:
     return hashlib.sha256(msgspec.json.encode(described, order="deterministic")).hexdigest()
 
 
+def is_content_of(store: Store, new: NewVersion, sha256: str) -> bool:
+    """Whether that is the content's hash. Raises RequestInvalid where no format reads the file."""
+    return sha256_of_content(new, _claim(store, new)) == sha256
+
+
 def _group_sha256(content_sha256: str) -> str:
     """The identity of what is stored of the content; another one where later releases make something else of it."""
     described = ["registered", INGEST_REVISION, GROUP_KEY, content_sha256]

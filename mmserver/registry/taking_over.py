@@ -4,6 +4,7 @@ What cannot be taken is named with the reason, and the rest goes on; a second ti
 staging here is never replaced: an import may fill an empty stage, nothing else.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from mmserver.errors import (
     VersionNotFound,
     VersionTaken,
 )
-from mmserver.registry.registering import NewVersion, Reader, register_version
+from mmserver.registry.registering import NewVersion, Reader, is_content_of, register_version
 from mmserver.registry.semantic_versions import check_label, precedence
 from mmserver.registry.stage_names import ModelStage
 from mmserver.registry.stages import retire, set_stage, stage_from_text
@@ -95,7 +96,7 @@ class Importer:
         is_new = False
         if present is None or candidate.sha256 != present.sha256:
             found = candidate.read()
-            is_new, notes = self._register(found)
+            is_new, notes = self._register(self._as_registered(found, candidate.sha256))
             self.done.notes += [f"{what}: {note}" for note in (*found.notes, *notes)]
         (self.done.registered if is_new else self.done.unchanged).append(what)
         if candidate.stage in (ModelStage.PRODUCTION, ModelStage.STAGING):
@@ -103,6 +104,15 @@ class Importer:
         elif candidate.stage is ModelStage.ARCHIVED and is_new:
             retire(self.store, model_name, candidate.label, self._by)
             self.done.staged.append(f"{what}: {candidate.stage}")
+
+    def _as_registered(self, found: Readable, sha256: str | None) -> Readable:
+        """Without factors, where none were given when it was registered: those told of it since are the model's own, and with them
+        the same content would have another hash.
+        """
+        bare = dataclasses.replace(found.new, factors=None)
+        if sha256 is not None and is_content_of(self.store, bare, sha256):
+            return dataclasses.replace(found, new=bare)
+        return found
 
     def _register(self, found: Readable) -> tuple[bool, list[str]]:
         try:

@@ -193,7 +193,7 @@ def test_what_one_server_wrote_another_imports_and_the_first_finds_unchanged(
     first = open_bench(registry_dir=tmp_path / "models")
     first.register("1.0.0", 0, files={"data/weights.bin": b"w", "metadata.json": b"theirs"}, metrics={"ic": 0.1})
     first.register("1.0.0+int8", 1, derived_from="1.0.0", info={"dim": 3})
-    first.register("1.1.0", 2)
+    first.register("1.1.0", 2, factors=None)
     promote(first.store, "hybrid", "1.0.0+int8", TEST)
     set_stage(first.store, "hybrid", "1.1.0", "staging", TEST)
     retire(first.store, "hybrid", "1.0.0", TEST)
