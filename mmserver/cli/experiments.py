@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from mmserver.cli.experiments_results import analysis, evaluations, outcomes, print_report, replay, show
 from mmserver.cli.experiments_simulating import simulate
@@ -10,11 +11,9 @@ from mmserver.cli.experiments_values import (
     ARM,
     MOMENT,
     POLICIES,
-    SHARE_DIGITS,
     SLICE,
     STATUSES,
     actor,
-    item_from_experiment,
     opened,
     policy_object,
     print_experiment,
@@ -25,7 +24,8 @@ from mmserver.cli.registry_values import JSON_OBJECT, NAMED_VALUE
 from mmserver.settings import Settings
 
 if TYPE_CHECKING:
-    from mmserver.experiments.experiments import Experiment, Status
+    from mmserver.experiments.experiments import Status
+    from mmserver.web.experiment_bodies import ExperimentItem
 
 COLUMNS = ("experiment_id", "status", "control", "treatment", "traffic_split", "mode", "auto", "started_at", "applied")
 SHARE = click.FloatRange(0.0, 1.0)
@@ -64,13 +64,14 @@ def create(settings: Settings, experiment_id: str, split: float, draft: bool, as
     from mmserver.catalog.opening import open_store
     from mmserver.experiments.lifecycle import create_experiment
     from mmserver.experiments.planning import checked_plan
+    from mmserver.web.experiment_bodies import rest_of
 
     given = {name: said[name] for name in ("unit", "block_s", "horizon_s") if said[name] is not None}
     plan = checked_plan(
         experiment_id=experiment_id,
         control=said["control"],
         treatment=said["treatment"],
-        treatment_weight=round(1.0 - split, SHARE_DIGITS),
+        treatment_weight=rest_of(split),
         mode=said["mode"],
         namespace=said["namespace"],
         policy=policy_object(said["policy"], said["numbers"], said["policy_json"]),
@@ -119,13 +120,14 @@ def list_(settings: Settings, status: "Status | None", as_json: bool) -> None:
     """Show every experiment, the newest first."""
     from mmserver.catalog.opening import open_store
     from mmserver.experiments.experiments import list_experiments
+    from mmserver.web.experiment_bodies import item_from_experiment
 
     with open_store(settings, owns_data_dir=False) as store:
-        found = list_experiments(store, status=status)
+        items = [item_from_experiment(experiment) for experiment in list_experiments(store, status=status)]
     if as_json:
-        print_json({"items": [item_from_experiment(experiment) for experiment in found]})
+        print_json({"items": items})
     else:
-        print_rows([_row(experiment) for experiment in found], COLUMNS, as_json=False)
+        print_rows(map(_row, items), COLUMNS, as_json=False)
 
 
 @experiments.command()
@@ -138,10 +140,7 @@ def stop(settings: Settings, experiment_id: str, as_json: bool) -> None:
 
     with opened(settings) as (store, observations):
         experiment, found = stop_and_report(store, observations, experiment_id, actor())
-    if as_json:
-        print_json({**item_from_experiment(experiment), "analysis": found})
-    else:
-        print_report(experiment, found)
+        print_report(experiment, found, store.now(), as_json=as_json)
 
 
 @experiments.command()
@@ -152,13 +151,27 @@ def stop(settings: Settings, experiment_id: str, as_json: bool) -> None:
 def apply(settings: Settings, experiment_id: str, action: Any, as_json: bool) -> None:
     """End it if it runs, and do once what is recommended: promote the treatment, or keep the control."""
     from mmserver.experiments.evaluating import apply_result
+    from mmserver.web.experiment_bodies import AppliedExperiment, Promoted, item_from_experiment
 
     with opened(settings) as (store, observations):
         experiment, detail = apply_result(store, observations, experiment_id, actor(), action=action)
-    print_experiment(experiment, as_json=as_json, **detail)
+    if as_json:
+        assert experiment.applied is not None  # noqa: S101 (it has just been)
+        promoted = detail["promoted"]
+        print_json(
+            AppliedExperiment(
+                action=experiment.applied,
+                promoted=None if promoted is None else Promoted(**promoted),
+                experiment=item_from_experiment(experiment),
+            )
+        )
+    else:
+        print_experiment(experiment, as_json=False, **detail)
 
 
-def _row(experiment: "Experiment") -> dict[str, Any]:
-    arms = {"control": experiment.control, "treatment": experiment.treatment}
-    told = {name: f"{arm.model_name}:{arm.version}" for name, arm in arms.items()}
-    return {**item_from_experiment(experiment), **told}
+def _row(item: "ExperimentItem") -> dict[str, Any]:
+    arms = {
+        "control": f"{item.control_model}:{item.control_version}",
+        "treatment": f"{item.treatment_model}:{item.treatment_version}",
+    }
+    return {**msgspec.structs.asdict(item), **arms}

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from mmserver.cli.experiments_values import item_from_experiment, opened
+from mmserver.cli.experiments_values import opened
 from mmserver.cli.options import json_option, with_settings
 from mmserver.cli.output import print_json, print_rows, shown
 from mmserver.errors import RequestInvalid
@@ -54,10 +55,7 @@ def show(settings: Settings, experiment_id: str, as_json: bool) -> None:
     with opened(settings) as (store, observations):
         experiment = get_experiment(store, experiment_id)
         found = analyse_experiment(store, observations, experiment)
-    if as_json:
-        print_json({**item_from_experiment(experiment), "analysis": found})
-    else:
-        print_report(experiment, found)
+        print_report(experiment, found, store.now(), as_json=as_json)
 
 
 @click.command()
@@ -70,11 +68,12 @@ def analysis(settings: Settings, experiment_id: str, as_json: bool) -> None:
     from mmserver.experiments.experiments import get_experiment
 
     with opened(settings) as (store, observations):
-        found = analyse_experiment(store, observations, get_experiment(store, experiment_id))
-    if as_json:
-        print_json(found)
-    else:
-        print_rows(_numbers(found), COLUMNS, as_json=False)
+        experiment = get_experiment(store, experiment_id)
+        found = analyse_experiment(store, observations, experiment)
+        if as_json:
+            print_report(experiment, found, store.now(), as_json=True)
+        else:
+            print_rows(_numbers(found), COLUMNS, as_json=False)
 
 
 @click.command()
@@ -151,8 +150,13 @@ def replay(settings: Settings, experiment_id: str, evaluation: int | None, as_js
 # --- an analysis --------------------------------------------------------------------------------------------------------
 
 
-def print_report(experiment: "Experiment", found: "Analysis") -> None:
-    """What to do, why, whether to believe it, and the numbers."""
+def print_report(experiment: "Experiment", found: "Analysis", at: datetime, *, as_json: bool) -> None:
+    """What to do, why, whether to believe it, and the numbers; or the API's report."""
+    from mmserver.web.experiment_bodies import report_from_analysis
+
+    if as_json:
+        print_json(report_from_analysis(experiment, found, at))
+        return
     for line in _lines(experiment, found):
         click.echo(shown(line))
     click.echo()

@@ -6,7 +6,7 @@ from typing import Any
 import click
 import msgspec
 
-from mmserver.cli.experiments_values import POLICIES, SHARE_DIGITS, number
+from mmserver.cli.experiments_values import POLICIES, number
 from mmserver.cli.options import json_option, with_settings
 from mmserver.cli.output import print_json, print_rows
 from mmserver.settings import Settings
@@ -75,10 +75,11 @@ def simulate(
     """
     from mmserver.experiments.error_rates import error_rates
     from mmserver.experiments.simulating import Scenario
+    from mmserver.web.experiment_bodies import rest_of
 
     given = {name: value for name, value in world.items() if value is not None}
     if traffic_split is not None:
-        given["treatment_weight"] = round(1.0 - traffic_split, SHARE_DIGITS)
+        given["treatment_weight"] = rest_of(traffic_split)
     try:
         scenario = Scenario(**given, ramps=tuple(_ramp(text) for text in ramps))
         policies = _policies(tuple(dict.fromkeys(policy)) or POLICIES, numbers)

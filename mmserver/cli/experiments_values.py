@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 POLICIES = ("sequential", "classic")
 STATUSES = ("draft", "running", "stopped", "applied")
-SHARE_DIGITS = 12
-"""1 - 0.9 is 0.0999… in binary, and yet a tenth."""
 
 
 class _ArmOption(click.ParamType[tuple[str, str]]):
@@ -118,43 +116,17 @@ def opened(settings: "Settings") -> "Iterator[tuple[Store, ObservationLog]]":
                 observations.close()
 
 
-def item_from_experiment(experiment: "Experiment") -> dict[str, Any]:
-    """All of it, as JSON has it."""
-    part = experiment.slice
-    return {
-        "experiment_id": experiment.experiment_id,
-        "status": experiment.status,
-        "control_model": experiment.control.model_name,
-        "control_version": experiment.control.version,
-        "treatment_model": experiment.treatment.model_name,
-        "treatment_version": experiment.treatment.version,
-        "traffic_split": round(1.0 - experiment.treatment_weight, SHARE_DIGITS),
-        "mode": experiment.mode,
-        "unit": experiment.unit,
-        "block_s": experiment.block_s,
-        "horizon_s": experiment.horizon_s,
-        "namespace": None if part is None else {"name": part.namespace, "start": part.start, "end": part.end},
-        "policy": experiment.policy,
-        "auto": experiment.auto,
-        "phase": experiment.phases[-1].number,
-        "created_at": experiment.created_at,
-        "created_by": experiment.created_by,
-        "started_at": experiment.started_at,
-        "stopped_at": experiment.stopped_at,
-        "applied_at": experiment.applied_at,
-        "applied": experiment.applied,
-        "deadline_at": experiment.deadline_at,
-        "overruled_by": experiment.overruled_by,
-    }
-
-
 def print_experiment(experiment: "Experiment", *, as_json: bool, **more: Any) -> None:
-    """As JSON, with what else there is to say, or one line for each of its fields."""
-    item = {**item_from_experiment(experiment), **more}
+    """As the API gives it, or one line for each of its fields, and of what else there is to say."""
+    from mmserver.web.experiment_bodies import item_from_experiment
+
+    item = item_from_experiment(experiment)
     if as_json:
         print_json(item)
         return
-    rows = [{"field": name, "value": _told(value)} for name, value in item.items()]
+    phases = [f"{phase.phase}: {phase.traffic_split:g}" for phase in item.phases]
+    told = {**msgspec.structs.asdict(item), "phases": phases, **more}
+    rows = [{"field": name, "value": _told(value)} for name, value in told.items()]
     print_rows(rows, ("field", "value"), as_json=False)
 
 

@@ -83,10 +83,10 @@ def test_a_draft_starts_when_it_is_started_and_only_once(call: Call) -> None:
 def test_a_ramp_raises_the_share_in_a_new_phase_and_lowers_it_only_anew(call: Call) -> None:
     call("create", "exp", *ARMS)
     found = fields(call("ramp", "exp", "--treatment-share", "0.2"))
-    assert (found["traffic_split"], found["phase"]) == ("0.8", "2")
+    assert (found["traffic_split"], found["phases"]) == ("0.8", "1: 0.9, 2: 0.8")
     assert "redraw" in call("ramp", "exp", "--treatment-share", "0.1", code=2).stderr
     found = fields(call("ramp", "exp", "--treatment-share", "0.1", "--redraw"))
-    assert (found["traffic_split"], found["phase"]) == ("0.9", "3")
+    assert (found["traffic_split"], found["phases"]) == ("0.9", "1: 0.9, 2: 0.8, 3: 0.9")
 
 
 def test_the_list_has_the_newest_first_and_can_be_of_one_status(call: Call) -> None:
@@ -105,8 +105,8 @@ def test_the_list_has_the_newest_first_and_can_be_of_one_status(call: Call) -> N
 def test_stopping_gives_the_final_report_and_again_the_same(call: Call) -> None:
     call("create", "exp", *ARMS)
     stopped = json.loads(call("stop", "exp", "--json").stdout)
-    assert stopped["status"] == "stopped"
-    assert stopped["analysis"]["recommendation"]["verdict"] == "continue"
+    assert stopped["experiment"]["status"] == "stopped"
+    assert stopped["recommendation"]["verdict"] == "continue"
     banner, *lines = call("stop", "exp").stdout.splitlines()
     assert banner == "exp: CONTINUE (by sequential)"
     assert any(line.startswith("status: stopped; ") for line in lines)
@@ -121,7 +121,7 @@ def test_what_is_undecided_is_applied_only_where_the_action_is_named(call: Call,
     assert refused.count("\n") == 1
 
     applied = json.loads(call("apply", "exp", "--action", "promote", "--json").stdout)
-    assert (applied["status"], applied["applied"]) == ("applied", "promote")
+    assert (applied["experiment"]["status"], applied["action"]) == ("applied", "promote")
     assert applied["promoted"] == {"model_name": "hybrid", "version": "2.0.0"}
     shown = json.loads(run("registry", "show", "hybrid", "2.0.0", "--json", "--data-dir", tmp_path / "data").stdout)
     assert shown["stage"] == "Production"
