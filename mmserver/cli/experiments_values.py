@@ -1,7 +1,7 @@
 """What the commands of experiments take and print: arms, moments, slices and policies, and experiments as rows and JSON."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import msgspec
 
 from mmserver.cli.output import print_json, print_rows
 from mmserver.cli.registry_values import once
+from mmserver.errors import ObservationsCorrupt
 
 if TYPE_CHECKING:
     from mmserver.catalog.catalog import Actor
@@ -107,13 +108,15 @@ def opened(settings: "Settings") -> "Iterator[tuple[Store, ObservationLog]]":
     from mmserver.catalog.opening import open_store
     from mmserver.experiments.observations.log import ObservationLog
 
-    with open_store(settings, owns_data_dir=False) as store:
+    with open_store(settings, owns_data_dir=False) as store, ExitStack() as to_close:
         observations = ObservationLog(settings.data_dir, outcome_grace_s=settings.observations_grace_s)
+        if not store.read_only:
+            to_close.callback(observations.close)
         try:
             yield store, observations
-        finally:
-            if not store.read_only:
-                observations.close()
+        except ObservationsCorrupt:
+            to_close.pop_all()  # it has let go of the file, and to close it would say the same again
+            raise
 
 
 def print_experiment(experiment: "Experiment", *, as_json: bool, **more: Any) -> None:

@@ -273,3 +273,13 @@ def test_inputs_that_cannot_be_read_are_told_and_a_fault_of_the_same_rules_only(
 
 def test_an_evaluation_that_is_not_there_is_exit_code_4(call: Call) -> None:
     assert call("replay", "exp", "7", code=4).stderr == "mmserver: experiment exp has no evaluation 7\n"
+
+
+def test_a_damaged_file_of_observations_is_one_line(
+    call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data/observations.sqlite").write_bytes(b"no database" * 1000)
+    refused = call("show", "exp", code=5).stderr
+    assert refused.startswith("mmserver: the observation file ")
+    assert refused.count("\n") == 1
+    assert not caplog.records
