@@ -27,6 +27,7 @@ from mmserver import (
 
 BOOSTER = "xgboost.core.Booster"
 _EXPECTED = "an XGBoost model is expected: JSON or UBJSON of save_model, or a pickle"
+_OF_XGBOOST = "XGBoost's"
 _PICKLES = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00", b"\x04\x22\x4d\x18")
 """How pickles begin, and those that joblib compressed."""
 _OF_CATBOOST = b'"features_info"'
@@ -74,9 +75,19 @@ def read_xgboost(source: ModelSource) -> ModelFile:
     ):
         raise Undecodable("wrong_type", f"{_EXPECTED}; this is {likeness(data)}")
     if not data.startswith(b"{"):
-        return parse_model(Artifact(name=source.file_name, group_key="", data=data))
+        return _read_pickle(source)
     document = document_from_bytes(data)
     return model_file_from_document(document, uses_best_iteration=scikit_learn_attributes(document) is not None)
+
+
+def _read_pickle(source: ModelSource) -> ModelFile:
+    try:
+        return parse_model(Artifact(name=source.file_name, group_key="", data=source.content))
+    except Undecodable as error:  # what stands in another library's pickle may stop the decoder before its name is seen
+        like = likeness(source.content)
+        if _OF_XGBOOST in like or like in error.detail:
+            raise
+        raise Undecodable(error.reason, f"{error.detail}; this is {like}") from error
 
 
 def parse_quantiles(artifact: Artifact) -> QuantileTable:

@@ -89,3 +89,10 @@ def test_catboost_s_json_is_refused_with_what_to_do_and_its_onnx_taken(
         assert "from files only: save the model with model.save_model('model.cbm')" in detail
     model.save_model(str(tmp_path / "a.onnx"), format="onnx")
     assert read_model("onnx", (tmp_path / "a.onnx").read_bytes()).n_features == 4
+
+
+def test_a_pickle_of_scikit_learn_without_a_model_type_says_how_to_save_it(read_model: Callable[..., Any]) -> None:
+    ensemble = pytest.importorskip("sklearn.ensemble", reason="the format's extra is not installed")
+    content = pickle.dumps(ensemble.RandomForestRegressor(2, random_state=0).fit(ROWS, RETURNS))
+    detail = refusal(read_model, "xgboost", content)  # which claims .pkl first
+    assert "skops.io.dump" in detail
