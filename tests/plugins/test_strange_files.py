@@ -86,7 +86,8 @@ def test_catboost_s_json_is_refused_with_what_to_do_and_its_onnx_taken(
     model.fit(ROWS, RETURNS).save_model(str(tmp_path / "a.json"), format="json")
     for model_type in ("catboost", "xgboost"):
         detail = refusal(read_model, model_type, (tmp_path / "a.json").read_bytes())
-        assert "from files only: save the model with model.save_model('model.cbm')" in detail
+        assert "from files only" in detail
+        assert "model.save_model('model.cbm')" in detail
     model.save_model(str(tmp_path / "a.onnx"), format="onnx")
     assert read_model("onnx", (tmp_path / "a.onnx").read_bytes()).n_features == 4
 
