@@ -109,7 +109,7 @@ def opened(settings: "Settings") -> "Iterator[tuple[Store, ObservationLog]]":
     from mmserver.experiments.observations.log import ObservationLog
 
     with open_store(settings, owns_data_dir=False) as store, ExitStack() as to_close:
-        observations = ObservationLog(settings.data_dir, outcome_grace_s=settings.observations_grace_s)
+        observations = ObservationLog.from_settings(settings)
         if not store.read_only:
             to_close.callback(observations.close)
         try:

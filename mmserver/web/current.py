@@ -75,7 +75,7 @@ class LateExperimenter:
             if self._log is None:
                 from mmserver.experiments.observations.log import ObservationLog
 
-                self._log = ObservationLog(self._store.settings.data_dir)
+                self._log = ObservationLog.from_settings(self._store.settings)
                 self._log.start()
             return self._log
 
