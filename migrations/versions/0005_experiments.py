@@ -15,6 +15,7 @@ def upgrade() -> None:
         "experiments",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("experiment_id", sa.Text(), nullable=False),
+        sa.Column("log_key", sa.BigInteger(), nullable=False),
         sa.Column("control_model", sa.Text(), nullable=False),
         sa.Column("control_version", sa.Text(), nullable=False),
         sa.Column("treatment_model", sa.Text(), nullable=False),
@@ -40,6 +41,7 @@ def upgrade() -> None:
         sa.Column("deadline_at", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_experiments")),
         sa.UniqueConstraint("experiment_id", name=op.f("uq_experiments_experiment_id")),
+        sa.UniqueConstraint("log_key", name=op.f("uq_experiments_log_key")),
         sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_experiments_status"), "experiments", ["status"], unique=False)

@@ -41,7 +41,8 @@ class ArmVersion:
 class RunningExperiment:
     """One running experiment, in its present phase."""
 
-    key: int
+    log_key: int
+    """Under which the observation log has it."""
     experiment_id: str
     control: ArmVersion
     treatment: ArmVersion
@@ -131,7 +132,7 @@ def _experiment_from_row(connection: Connection, row: Row[Any]) -> RunningExperi
     control = ArmVersion(row.control_model, row.control_version)
     treatment = ArmVersion(row.treatment_model, row.treatment_version)
     return RunningExperiment(
-        key=row.id,
+        log_key=row.log_key,
         experiment_id=row.experiment_id,
         control=control,
         treatment=treatment,

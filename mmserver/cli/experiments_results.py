@@ -96,7 +96,7 @@ def outcomes(settings: Settings, experiment_id: str, file: str, dead_band: float
     with opened(settings) as (store, observations):
         store.check_writable()
         experiment = get_experiment(store, experiment_id)
-        report = observations.add_outcomes(found, experiment_key=experiment.key, dead_band=dead_band)
+        report = observations.add_outcomes(found, experiment_key=experiment.log_key, dead_band=dead_band)
     if as_json:
         print_json(report)
     else:

@@ -64,7 +64,7 @@ def analyse_experiment(store: Store, totals: Totals, experiment: Experiment) -> 
     if not store.read_only:
         totals.flush()
     return analyse(
-        totals.read_totals(experiment.key),
+        totals.read_totals(experiment.log_key),
         policy=experiment.policy,
         design=design_of(experiment),
         now=_now(store, experiment),
@@ -82,7 +82,7 @@ def evaluate_experiment(store: Store, totals: Totals, experiment: Experiment, re
     totals.flush()
     now = _now(store, experiment)
     decision, inputs = evaluate(
-        totals.read_totals(experiment.key),
+        totals.read_totals(experiment.log_key),
         policy=experiment.policy,
         design=design_of(experiment),
         now=now,

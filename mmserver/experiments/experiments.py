@@ -43,6 +43,8 @@ class Experiment:
     """One experiment as it stands."""
 
     key: int
+    log_key: int
+    """Under which the observation log has it."""
     experiment_id: str
     control: ArmVersion
     treatment: ArmVersion
@@ -148,6 +150,7 @@ def experiment_from_row(connection: Connection, row: Row[Any]) -> Experiment:
     control = ArmVersion(row.control_model, row.control_version)
     return Experiment(
         key=row.id,
+        log_key=row.log_key,
         experiment_id=row.experiment_id,
         control=control,
         treatment=ArmVersion(row.treatment_model, row.treatment_version),

@@ -4,6 +4,7 @@ An experiment that has started is changed no more, except by a ramp (a new phase
 two different things.
 """
 
+import secrets
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -31,6 +32,8 @@ from mmserver.storage.audit import record_audit
 from mmserver.storage.tables import AuditRow, ExperimentPhaseRow, ExperimentRow
 from mmserver.storage.times import text_from_datetime
 
+_MAX_LOG_KEY = 1 << 62
+
 
 def create_experiment(store: Store, plan: Plan, by: Actor, *, start: bool) -> Experiment:
     """Set an experiment up; with `start` it runs at once, or nothing is left of it.
@@ -49,6 +52,7 @@ def create_experiment(store: Store, plan: Plan, by: Actor, *, start: bool) -> Ex
             raise ExperimentTaken(experiment_id=plan.experiment_id)
         values = _values_of_plan(connection, plan)
         values |= {"status": DRAFT, "created_at": at, "created_by": by.name, "hash_version": HASH_VERSION}
+        values["log_key"] = secrets.randbelow(_MAX_LOG_KEY)
         key = connection.execute(insert(ExperimentRow).values(values).returning(ExperimentRow.id)).scalar_one()
         first = {"experiment_key": key, "phase": 1, "salt": salt_of(plan.experiment_id, 1)}
         connection.execute(insert(ExperimentPhaseRow).values({**first, "treatment_weight": plan.treatment_weight}))

@@ -228,7 +228,7 @@ def _observation(
     return Observation(
         prediction_id=assignment.prediction_id,
         at_us=_us_since_epoch(assignment.at),
-        experiment_key=experiment.key,
+        experiment_key=experiment.log_key,
         phase=experiment.phase,
         arm=assignment.arm,
         unit=assignment.unit,

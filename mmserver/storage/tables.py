@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import Column, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapped
@@ -349,6 +361,8 @@ class ExperimentRow(Row):
 
     id: Mapped[int] = required(Integer, primary_key=True)
     experiment_id: Mapped[str] = required(Text, unique=True)
+    # drawn at random: the log of observations has a file of its own, and a restored database must not meet another's sums there
+    log_key: Mapped[int] = required(BigInteger, unique=True)
     control_model: Mapped[str] = required(Text)
     control_version: Mapped[str] = required(Text)
     treatment_model: Mapped[str] = required(Text)

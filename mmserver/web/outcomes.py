@@ -52,7 +52,7 @@ def post_outcomes(experiment_id: str) -> flask.Response:
     settings = store.settings
     dead_band = settings.dead_bands.get(experiment.control.model_name, settings.dead_band)
     report: OutcomeReport = (
-        current_experimenter().log().add_outcomes(outcomes, experiment_key=experiment.key, dead_band=dead_band)
+        current_experimenter().log().add_outcomes(outcomes, experiment_key=experiment.log_key, dead_band=dead_band)
     )
     return json_response(report)
 

@@ -46,13 +46,15 @@ def predicted(tmp_path: Path) -> Callable[[int, int], None]:
 
     def leave(n_control: int, n_treatment: int) -> None:
         at_us = int(time.time() * 1e6)
+        with closing(sqlite3.connect(tmp_path / "data/state.db")) as connection:
+            (log_key,) = connection.execute("SELECT log_key FROM experiments").fetchone()
         log = ObservationLog(tmp_path / "data")
         for arm, n, version in (("control", n_control, "1.0.0"), ("treatment", n_treatment, "2.0.0")):
             for number in range(n):
                 observation = Observation(
                     prediction_id=f"{arm}-{number}",
                     at_us=at_us,
-                    experiment_key=1,
+                    experiment_key=log_key,
                     arm=arm,
                     unit=f"{arm}-{number}",
                     symbol="BTCUSDT",

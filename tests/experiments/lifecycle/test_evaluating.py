@@ -33,7 +33,7 @@ class Trial:
 
     def observe(self, *, control_right: float, treatment_right: float) -> None:
         """Predictions of both arms, of which so many shares came out as predicted."""
-        key = get_experiment(self.bench.store, "exp").key
+        key = get_experiment(self.bench.store, "exp").log_key
         outcomes = []
         at = self.bench.calendar.moment
         for arm, share in (("control", control_right), ("treatment", treatment_right)):

@@ -285,3 +285,18 @@ def test_experiments_are_listed_the_newest_first_and_by_status(three: Bench, cre
     assert [one.experiment_id for one in list_experiments(three.store, before_key=first.key)] == ["b", "a"]
     with pytest.raises(ExperimentNotFound):
         get_experiment(three.store, "d")
+
+
+def test_an_experiment_set_up_in_an_older_copy_of_the_database_meets_no_sums_of_another(
+    three: Bench, create: Create
+) -> None:
+    """Its number is then another's of before; what the observation log has it under is not."""
+    create(three.store, "a", start=False)
+    before = get_experiment(three.store, "a")
+    with three.store.database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM experiments")
+        connection.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'experiments'")
+    create(three.store, "b", start=False)
+    after = get_experiment(three.store, "b")
+    assert after.key == before.key
+    assert after.log_key != before.log_key

@@ -74,7 +74,7 @@ def test_a_request_gets_its_units_arm_and_is_logged_with_what_was_answered(desk:
         assert answer.decision.expected_return == desk.returned(version)
         logged = desk.logged[-1]
         assert (logged.prediction_id, logged.arm, logged.unit) == (answer.prediction_id, arm, f"sym{n}")
-        assert (logged.model_name, logged.version, logged.experiment_key) == ("hybrid", version, experiment.key)
+        assert (logged.model_name, logged.version, logged.experiment_key) == ("hybrid", version, experiment.log_key)
         assert logged.expected_return == answer.decision.expected_return
         assert logged.features == np.array(ROW, np.float32).tobytes()
         assert logged.horizon_us == 60_000_000
