@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import itertools
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from mmserver.experiments.assignment import arm_of
 from tests.client.conftest import Ask
 from tests.e2e.conftest import FACTORS, Artifacts, Server, wait_until
 
+NUMBERS = itertools.count()
 ROW = np.array([0.25, -0.5, 0.125, np.nan, 2.0], np.float32)
 
 
 @pytest.fixture
-def beta(server: Server, artifacts: Artifacts, tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+def beta(server: Server, artifacts: Artifacts, tmp_path: Path) -> Any:
     """A model that the test may change: its name and its directory."""
-    name = f"beta-{request.node.callspec.id}"
+    name = f"beta-{next(NUMBERS)}"  # the server is the same for all tests
     artifacts.write(tmp_path / "beta", "BTCUSDT_mid_chg_1m", 0)
     server.register(name, tmp_path / "beta")
     return name, tmp_path / "beta"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,11 +51,11 @@ def sleeping_job(sandbox: Sandbox) -> Iterator[list[BaseException]]:
     assert not thread.is_alive()
 
 
-def zygote_with_a_job(children_of, wait_until, other_than: int = -1) -> int:
-    """Wait for a zygote of this process that has a job, and name it."""
+def zygote_with_a_job(children_of, wait_until, *, besides: Collection[int]) -> int:
+    """Wait for a zygote of this process that has a job, and name it; other children may be servers of other tests."""
 
     def found() -> list[int]:
-        return [pid for pid in children_of(os.getpid()) if pid != other_than and children_of(pid)]
+        return [pid for pid in children_of(os.getpid()) if pid not in besides and children_of(pid)]
 
     wait_until(found)
     return int(found()[0])
@@ -80,9 +80,10 @@ def test_close_leaves_no_process_and_no_descriptor(make_sandbox, is_running) -> 
 
 
 def test_close_ends_the_jobs_under_way(make_sandbox, children_of, is_running, wait_until) -> None:
+    others = children_of(os.getpid())
     sandbox = make_sandbox()
     with sleeping_job(sandbox) as ended:
-        zygote_pid = zygote_with_a_job(children_of, wait_until)
+        zygote_pid = zygote_with_a_job(children_of, wait_until, besides=others)
         child_pid = children_of(zygote_pid)[0]
         sandbox.close()
     assert isinstance(ended[0], SandboxUnavailable)
@@ -97,11 +98,12 @@ def test_a_killed_zygote_is_started_again(make_sandbox) -> None:
 
 
 def test_a_job_whose_zygote_is_killed_is_run_once_more(make_sandbox, children_of, wait_until) -> None:
+    others = children_of(os.getpid())
     with make_sandbox() as sandbox:
         with sleeping_job(sandbox) as ended:
-            first = zygote_with_a_job(children_of, wait_until)
+            first = zygote_with_a_job(children_of, wait_until, besides=others)
             os.kill(first, signal.SIGKILL)
-            second = zygote_with_a_job(children_of, wait_until, other_than=first)
+            second = zygote_with_a_job(children_of, wait_until, besides=[*others, first])
             os.kill(second, signal.SIGKILL)
         assert str(ended[0]) == "the worker died: the zygote died with it, twice"
         assert sandbox.run("echo", b"on") == b"on"
@@ -164,9 +166,10 @@ def test_nothing_outlives_a_killed_server(children_of, is_running, wait_until) -
 
 
 def test_no_job_outlives_a_killed_zygote(make_sandbox, children_of, is_running, wait_until) -> None:
+    others = children_of(os.getpid())
     sandbox = make_sandbox()
     with sleeping_job(sandbox):
-        zygote_pid = zygote_with_a_job(children_of, wait_until)
+        zygote_pid = zygote_with_a_job(children_of, wait_until, besides=others)
         child_pid = children_of(zygote_pid)[0]
         os.kill(zygote_pid, signal.SIGKILL)
         wait_until(lambda: not is_running(child_pid))
