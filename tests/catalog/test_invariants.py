@@ -155,6 +155,6 @@ def test_memory_does_not_grow_with_the_number_of_looks(registered: Any) -> None:
     finally:
         tracemalloc.stop()
     assert registered.model.serving.seq == 76
-    assert after_looks - before < 30_000
+    assert after_looks - before < 60_000  # 300 bytes a look; threads of other tests allocate too
     assert after_changes - after_looks < 200_000
     assert len(os.listdir("/proc/self/fd")) == n_files

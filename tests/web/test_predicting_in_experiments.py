@@ -13,6 +13,7 @@ import pytest
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.registering import register_model
 from mmserver.experiments.assignment import arm_of
+from mmserver.experiments.experiments import list_experiments
 from mmserver.experiments.lifecycle import create_experiment, stop_experiment
 from mmserver.experiments.planning import checked_plan
 from mmserver.web.current import EXPERIMENTER_KEY, QUICK_KEY
@@ -55,7 +56,8 @@ def counted(web: Any) -> dict[str, int]:
     """How many predictions of each arm are logged."""
     log = web.app.extensions[EXPERIMENTER_KEY].log()
     log.flush()
-    totals = log.read_totals(1)
+    [experiment] = list_experiments(web.store)
+    totals = log.read_totals(experiment.log_key)
     return {"control": totals.control.n_predictions, "treatment": totals.treatment.n_predictions}
 
 
