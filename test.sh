@@ -42,7 +42,7 @@ lint() {
 
 types() { run "$bin/mypy"; }
 
-unit() { run "$bin/python" -m pytest -q -rs -m "not e2e" -n 2 "$@"; }
+unit() { run "$bin/python" -m pytest -q -rsR -m "not e2e" -n 2 "$@"; }
 
 e2e() {
     if [ -z "$(find tests/e2e -name 'test_*.py' 2>/dev/null)" ]; then
@@ -52,7 +52,7 @@ e2e() {
     if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null; then
         echo "e2e: no Chromium here (apt-get install chromium): tests that need a browser are skipped"
     fi
-    run "$bin/python" -m pytest -q -rs -m e2e -n 2 --dist loadfile "$@"
+    run "$bin/python" -m pytest -q -rsR -m e2e -n 2 --dist loadfile "$@"
 }
 
 bench() { run "$bin/python" -m benchmarks --smoke; }

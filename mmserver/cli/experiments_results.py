@@ -240,7 +240,7 @@ def _outcomes_of(file: str) -> "list[Outcome]":
 
 def _say_refused(file: str, report: "OutcomeReport") -> None:
     """Name those that were not added, as far as they were kept, and exit."""
-    for error in sorted(report.errors, key=lambda one: one.index):
+    for error in report.errors:
         told = f"{file}: row {error.index + 1}, {error.prediction_id or 'no prediction'}: {error.message}"
         click.echo(f"mmserver: {shown(told)}", err=True)
     n_more = report.n_errors - len(report.errors)

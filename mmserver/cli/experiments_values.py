@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from mmserver.cli.output import print_json, print_rows
-from mmserver.cli.registry_values import once
+from mmserver.cli.registry_values import PairType, once
 from mmserver.errors import ObservationsCorrupt
 
 if TYPE_CHECKING:
@@ -23,21 +23,7 @@ POLICIES = ("sequential", "classic")
 STATUSES = ("draft", "running", "stopped", "applied")
 
 
-class _ArmOption(click.ParamType[tuple[str, str]]):
-    """`MODEL:VERSION`; names of models have no colon."""
-
-    name = "MODEL:VERSION"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        model_name, _, version = value.partition(":")
-        if not (model_name and version):
-            self.fail(f"{value!r} is not MODEL:VERSION", param, ctx)
-        return model_name, version
-
-
-ARM = _ArmOption()
+ARM = PairType("MODEL:VERSION", ":")
 
 
 class _Moment(click.ParamType[datetime]):

@@ -32,21 +32,24 @@ class _JsonObject(click.ParamType[dict[str, Any]]):
 JSON_OBJECT = _JsonObject()
 
 
-class _NamedValue(click.ParamType[tuple[str, str]]):
-    """`NAME=VALUE`."""
+class PairType(click.ParamType[tuple[str, str]]):
+    """Two texts with a sign between them, as `name` shows; the first one does not have it."""
 
-    name = "NAME=VALUE"
+    def __init__(self, name: str, sign: str, *, second_may_be_empty: bool = False) -> None:
+        self.name = name
+        self._sign = sign
+        self._second_may_be_empty = second_may_be_empty
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         if isinstance(value, tuple):
             return value
-        name, sign, text = value.partition("=")
-        if not (name and sign):
-            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
-        return name, text
+        first, sign, second = value.partition(self._sign)
+        if not (first and sign and (second or self._second_may_be_empty)):
+            self.fail(f"{value!r} is not {self.name}", param, ctx)
+        return first, second
 
 
-NAMED_VALUE = _NamedValue()
+NAMED_VALUE = PairType("NAME=VALUE", "=", second_may_be_empty=True)
 
 
 class _Sha256(click.ParamType[str]):

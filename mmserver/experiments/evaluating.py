@@ -24,14 +24,14 @@ from mmserver.experiments.experiments import (
     list_experiments,
 )
 from mmserver.experiments.lifecycle import note_applied, stop_experiment
-from mmserver.experiments.replaying import evaluate, inputs_json
+from mmserver.experiments.replaying import Inputs, evaluate, inputs_json
 from mmserver.experiments.totals import ExperimentTotals
 from mmserver.registry import stages
 from mmserver.registry.finding import find_model, in_stage
 from mmserver.storage.tables import ExperimentEvaluationRow
 from mmserver.storage.times import text_from_datetime
 
-Reason: TypeAlias = Literal["scheduled", "stopped", "applied"]
+Reason: TypeAlias = Literal["scheduled", "asked", "stopped", "applied"]
 SCHEDULE = Actor("mmserver (experiments)")
 """Who acts where an experiment does by itself."""
 
@@ -78,28 +78,8 @@ def evaluate_experiment(store: Store, totals: Totals, experiment: Experiment, re
     Raises:
         as `analyse_experiment`; ReadOnly
     """
-    store.check_writable()
-    totals.flush()
-    now = _now(store, experiment)
-    decision, inputs = evaluate(
-        totals.read_totals(experiment.log_key),
-        policy=experiment.policy,
-        design=design_of(experiment),
-        now=now,
-        looks=_last_looks(store, experiment),
-    )
-    kept = KeptDecision(recommendation=decision.recommendation, looks=decision.looks)
-    with store.database.write() as connection:
-        connection.execute(
-            insert(ExperimentEvaluationRow).values(
-                experiment_key=experiment.key,
-                at=text_from_datetime(store.now()),
-                reason=reason,
-                inputs=inputs_json(inputs).decode(),
-                decision=msgspec.json.encode(kept).decode(),
-                code_version=importlib.metadata.version("mmserver"),
-            )
-        )
+    decision, inputs = _decided(store, totals, experiment)
+    _keep(store, experiment, decision, inputs, reason)
     return decision
 
 
@@ -136,8 +116,10 @@ def apply_result(
     if experiment.status in (DRAFT, APPLIED):
         instead = "start it first" if experiment.status == DRAFT else "a result is applied once"
         raise ExperimentStatusConflict(experiment_id=experiment_id, status=experiment.status, instead=instead)
-    recommendation = evaluate_experiment(store, totals, experiment, "applied").recommendation
+    decision, inputs = _decided(store, totals, experiment)
+    recommendation = decision.recommendation
     chosen = action or _recommended(recommendation)
+    _keep(store, experiment, decision, inputs, "asked" if chosen is None else "applied")
     if chosen is None:
         reason = f"{recommendation.verdict} ({'; '.join(recommendation.reasons)})"
         raise ExperimentUndecided(experiment_id=experiment_id, reason=reason)
@@ -171,6 +153,33 @@ def design_of(experiment: Experiment) -> Design:
 
 
 # --- parts --------------------------------------------------------------------------------------------------------------
+
+
+def _decided(store: Store, totals: Totals, experiment: Experiment) -> tuple[Decision, Inputs]:
+    store.check_writable()
+    totals.flush()
+    return evaluate(
+        totals.read_totals(experiment.log_key),
+        policy=experiment.policy,
+        design=design_of(experiment),
+        now=_now(store, experiment),
+        looks=_last_looks(store, experiment),
+    )
+
+
+def _keep(store: Store, experiment: Experiment, decision: Decision, inputs: Inputs, reason: Reason) -> None:
+    kept = KeptDecision(recommendation=decision.recommendation, looks=decision.looks)
+    with store.database.write() as connection:
+        connection.execute(
+            insert(ExperimentEvaluationRow).values(
+                experiment_key=experiment.key,
+                at=text_from_datetime(store.now()),
+                reason=reason,
+                inputs=inputs_json(inputs).decode(),
+                decision=msgspec.json.encode(kept).decode(),
+                code_version=importlib.metadata.version("mmserver"),
+            )
+        )
 
 
 def _look_at(store: Store, totals: Totals, experiment: Experiment) -> None:

@@ -167,7 +167,8 @@ class QuickRoutes:
     ) -> tuple[bool, Prediction | None]:
         """Whether the request may belong to a running experiment, and its answer; True and None where Flask has to give it.
 
-        An answer is logged before it is given here. What is left to Flask was not, and is asked of the same arm again.
+        An answer is logged before it is given here. What is left to Flask was not logged, and gets its arm there: the same one, unless each
+        prediction is a unit of its own.
         """
         experimenter = self._experimenter.made
         if experimenter is None:

@@ -194,7 +194,23 @@ def pair(servers: Any, artifacts: Any, tmp_path: Path, until: Callable[..., Any]
     until(lambda: len(children(server.process.pid)) == 2, "two workers")
     artifacts.write(tmp_path / "artifacts", "BTCUSDT_mid_chg_1m", 0)
     server.register("alpha", tmp_path / "artifacts")
+    wait_for_both_to_have("alpha", server, until)
     return server
+
+
+def wait_for_both_to_have(name: str, server: Any, until: Callable[..., Any]) -> None:
+    """Returns once each of two workers has shown the model; one that did never hides it again."""
+    seen_by: set[str] = set()
+
+    def is_seen() -> bool:
+        answer = ask(server, f"/api/models/{name}")
+        worker = answer.headers["X-Request-ID"][:12]  # ids of requests begin with a number of the process
+        assert answer.status_code == 200 or worker not in seen_by
+        if answer.status_code == 200:
+            seen_by.add(worker)
+        return len(seen_by) == 2
+
+    until(is_seen, f"both workers have {name}")
 
 
 def watcher(server: Any) -> int | None:
@@ -208,19 +224,8 @@ def test_a_change_made_through_one_worker_is_seen_by_the_other_and_does_not_go_a
 ) -> None:
     artifacts.write(tmp_path / "more", "ETHUSDT_mid_chg_1m", 1)
     for round_ in range(5):
-        name = f"beta-{round_}"
-        pair.register(name, tmp_path / "more")
-        seen_by: set[str] = set()
-
-        def is_seen(name: str = name, seen_by: set[str] = seen_by) -> bool:
-            answer = ask(pair, f"/api/models/{name}")
-            worker = answer.headers["X-Request-ID"][:12]  # ids of requests begin with a number of the process
-            assert answer.status_code == 200 or worker not in seen_by
-            if answer.status_code == 200:
-                seen_by.add(worker)
-            return len(seen_by) == 2
-
-        until(is_seen, "both workers have it")
+        pair.register(f"beta-{round_}", tmp_path / "more")
+        wait_for_both_to_have(f"beta-{round_}", pair, until)
 
 
 def test_a_worker_that_is_killed_is_replaced_and_nobody_is_refused_for_long(

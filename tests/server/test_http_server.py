@@ -105,7 +105,7 @@ def test_without_files_for_connections_it_waits_idle_and_lets_in_whoever_waited_
         while time.monotonic() - begun < 1.5:
             assert door.n_inside_after_a_turn() == 0
             n_turns += 1
-        assert n_turns < 100  # where it does not wait, it takes thousands
+        assert n_turns < 1000  # where it does not wait, it takes tens of thousands
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert [record.getMessage() for record in caplog.records if "nobody else is let in" in record.message] != []

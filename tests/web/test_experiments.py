@@ -86,7 +86,7 @@ def test_an_experiment_over_http_from_its_draft_to_its_end(lab: Any) -> None:
     assert lab.store.model("beta").stages == {"production": latest}
     assert lab.client.post(f"{ROOT}/exp/apply", json={"action": "keep"}).json["code"] == "experiment_status_conflict"
     kept = lab.json(f"{ROOT}/exp/evaluations")["items"]
-    assert [one["reason"] for one in kept] == ["applied", "applied", "stopped"]
+    assert [one["reason"] for one in kept] == ["applied", "asked", "stopped"]
     assert kept[0]["decision"]["looks"]["n"] == 3
 
 

@@ -41,7 +41,7 @@ class ObservationLog:
         observations.start()
         observations.append(Observation(...), must_keep=True)  # before the answer is sent
         report = observations.add_outcomes([Outcome(prediction_id=..., label="BUY")])
-        totals = observations.read_totals(experiment.key)
+        totals = observations.read_totals(experiment.log_key)
         observations.close()
 
     All but `append` may wait for another process's transaction, and raise DatabaseBusy, DatabaseCorrupt, DiskFull or

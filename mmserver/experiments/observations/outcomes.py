@@ -82,6 +82,7 @@ def add_outcomes(
             report.n_waiting += len(missing) - len(_missing(store, missing))
         with store.write() as raw:
             add_checked(raw, checked, report, now=now, experiment_key=experiment_key)
+    report.errors.sort(key=lambda error: error.index)  # of some thousands, what is impossible by itself was found first
     return report
 
 

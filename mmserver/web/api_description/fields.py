@@ -433,7 +433,7 @@ FIELDS: Mapping[str, str | Mapping[str, Any]] = {
     "max_both_arms_share": "Which share of the units may have met both arms.",
     "periods_per_year": "What daily Sharpe ratios are annualised by.",
     "EvaluationItem.at": "When it was made, UTC.",
-    "EvaluationItem.reason": "What it was made for: `scheduled`, `stopped` or `applied`.",
+    "EvaluationItem.reason": "What it was made for: `scheduled`, `stopped`, `applied`, or `asked`, where it was to be applied and is undecided.",
     "decision": "The recommendation, and what the next decision goes on from.",
     "EvaluationItem.inputs": "The exact numbers that it was made from.",
     "code_version": "The release of mmserver that made it.",

@@ -138,6 +138,8 @@ def test_an_undecided_experiment_is_applied_only_by_a_named_action(running: Call
     assert get_experiment(trial.bench.store, "exp").status == "running"
     experiment, done = apply_result(trial.bench.store, trial.log, "exp", TEST, action="keep")
     assert (experiment.status, experiment.applied, done["promoted"]) == ("applied", "keep", None)
+    kept = list_evaluations(trial.bench.store, experiment.key, 10)
+    assert [one.reason for one in kept] == ["applied", "asked"]
 
 
 @pytest.mark.parametrize(("auto", "status"), [(False, "stopped"), (True, "applied")])

@@ -218,3 +218,9 @@ def test_with_a_dead_band_a_return_says_what_would_have_been_right(
 def test_without_a_dead_band_a_return_gives_no_label(log: ObservationLog) -> None:
     _one(log, realized_return=0.02)
     assert log.read_totals(1).control.labels.n == 0
+
+
+def test_what_is_refused_is_named_in_the_order_of_the_call(log: ObservationLog) -> None:
+    outcomes = [Outcome(prediction_id="nobody", label="BUY"), Outcome(prediction_id="p0", label="MAYBE")]
+    report = log.add_outcomes(outcomes)
+    assert [(error.index, error.code) for error in report.errors] == [(0, "unknown"), (1, "invalid")]
