@@ -1,7 +1,7 @@
 """What a batch adds to sums is added to the units, and what that changes in them to the totals, at once."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mmserver.experiments.classification import ConfusionCounts
 from mmserver.experiments.latencies import Latencies
+from mmserver.experiments.observations.hours import HourSums, add_hours
 from mmserver.experiments.observations.sums import (
     ARMS,
     CONTROL,
@@ -72,9 +73,18 @@ def _apply_phase(raw: Any, key: tuple[int, int], change: PhaseChange, added: dic
     rows = [(*cell, *sums) for cell, sums in zip(added, values, strict=True)]
     insert_rows(raw, "units", UNIT_COLUMNS, rows, verb="INSERT OR REPLACE")
     row = raw.execute("SELECT totals FROM phase_totals WHERE experiment = ? AND phase = ?", key).fetchone()
-    totals = _changed_phase(_decode_phase(row[0]) if row else PhaseTotals(), change, cells, before, after)
+    hours = tuple(_hours_of(arm) for arm in change.arms)
+    totals = _changed_phase(_decode_phase(row[0]) if row else PhaseTotals(), change, cells, before, after, hours)
     raw.execute("INSERT OR REPLACE INTO phase_totals VALUES (?, ?, ?)", (*key, _encode(totals)))
+    add_hours(raw, key, hours)
     _apply_symbols(raw, key, cells, before, after)
+
+
+def _hours_of(change: ArmChange) -> Mapping[int, HourSums]:
+    return {
+        number: HourSums(hour.n_returns, hour.total_return, Latencies.from_ms(hour.latencies_ms))
+        for number, hour in change.hours.items()
+    }
 
 
 def _units_before(raw: Any, key: tuple[int, int], added: dict[Cell, list[float]]) -> tuple[list[Cell], Sums]:
@@ -92,12 +102,17 @@ def _units_before(raw: Any, key: tuple[int, int], added: dict[Cell, list[float]]
 
 
 def _changed_phase(
-    totals: PhaseTotals, change: PhaseChange, cells: Sequence[Cell], before: Sums, after: Sums
+    totals: PhaseTotals,
+    change: PhaseChange,
+    cells: Sequence[Cell],
+    before: Sums,
+    after: Sums,
+    hours: Sequence[Mapping[int, HourSums]],
 ) -> PhaseTotals:
     whole_units, before, after = _whole_units(cells, before, after)
     arms = np.array([arm for _, arm in whole_units], np.int64)
     control, treatment = (
-        _changed_arm(getattr(totals, name), change.arms[arm], before[arms == arm], after[arms == arm])
+        _changed_arm(getattr(totals, name), change.arms[arm], before[arms == arm], after[arms == arm], hours[arm])
         for arm, name in enumerate(ARMS)
     )
     paired = _changed_pairs(totals.paired or PairedTotals(), change.pairs, before, after)
@@ -131,7 +146,9 @@ def _n_mixed(units: Sequence[tuple[str, int]], sums: Sums) -> int:
     return len(served) - len(set(served))
 
 
-def _changed_arm(arm: ArmTotals, change: ArmChange, before: Sums, after: Sums) -> ArmTotals:
+def _changed_arm(
+    arm: ArmTotals, change: ArmChange, before: Sums, after: Sums, hours: Mapping[int, HourSums]
+) -> ArmTotals:
     def ratio(moments: RatioMoments, x: int, scale: float = 1.0) -> RatioMoments:
         return moments.merge(_ratio_change(before, after, x, scale))
 
@@ -152,7 +169,7 @@ def _changed_arm(arm: ArmTotals, change: ArmChange, before: Sums, after: Sums) -
         returns=ratio(arm.returns, RETURN_X),
         wins=arm.wins.merge(Rate(*change.wins)),
         labels=arm.labels.merge(ConfusionCounts(tuple(map(tuple, change.labels)))),
-        latencies=arm.latencies.merge(Latencies.from_ms(change.latencies_ms)) if change.latencies_ms else arm.latencies,
+        latencies=Latencies.merged((arm.latencies, *(hour.latencies for hour in hours.values()))),
         days=days,
         first_at_us=min(at_us, default=None),
         last_at_us=max(at_us, default=None),

@@ -16,6 +16,7 @@ import msgspec
 from mmserver.errors import DatabaseBusy
 from mmserver.experiments.observations.adding import add_changes
 from mmserver.experiments.observations.journal import journal_files, lock_now, locked_if_ended, names_lock, size_of
+from mmserver.experiments.observations.model_sums import ModelChanges
 from mmserver.experiments.observations.records import MAX_RECORD_BYTES, ReadRecords, read_records
 from mmserver.experiments.observations.store import DUE_UNTIL, ObservationStore, mark, set_mark
 from mmserver.experiments.observations.sums import ARMS, CONTROL, TREATMENT, Answer, Cell, Changes, Counted
@@ -122,11 +123,14 @@ class Mover:
             if _moved_bytes(raw, path.name) != start:
                 raise DatabaseBusy()  # somebody moves without the turn: let him
             raw.execute("INSERT OR REPLACE INTO journals VALUES (?, ?)", (path.name, start + part.end))
-            changes = Changes(mark(raw, DUE_UNTIL))
+            changes, models = Changes(mark(raw, DUE_UNTIL)), ModelChanges()
             for observation in insert_predictions(raw, part.observations):
                 if observation.experiment_key is not None and observation.arm is not None:
                     changes.add_prediction(_counted(observation))
+                elif observation.experiment_key is None:
+                    models.add_prediction(observation)
             add_changes(raw, changes)
+            models.write(raw)
         if part.n_skipped_bytes:
             self._say_damaged(path, part.n_skipped_bytes)
         return len(part.observations)

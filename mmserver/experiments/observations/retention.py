@@ -1,4 +1,4 @@
-"""How long single predictions are kept, and how many; the sums of experiments stay."""
+"""How long single predictions are kept, and how many; the sums of experiments and models stay."""
 
 from typing import Any
 
@@ -14,7 +14,8 @@ _decode = msgspec.msgpack.Decoder(PhaseTotals).decode
 
 
 def prune(store: ObservationStore, *, now: float, retention_s: float, retention_bytes: int) -> PruneReport:
-    """Delete predictions with their outcomes, the oldest first: all that are too old, then as many as take too much space.
+    """Delete predictions with their outcomes, the oldest first: all that are too old, then as many as take too much space, those
+    outside experiments before those that an experiment may still join with their outcomes.
 
     In short transactions, so that moving goes on. An outcome that comes for one afterwards is unknown. Space goes back to the
     disk. Rows are taken to be in the order of their time, about, as they were moved.
@@ -26,7 +27,10 @@ def prune(store: ObservationStore, *, now: float, retention_s: float, retention_
     n_too_old = n_too_many = n_prices = 0
     while n_deleted := _delete_oldest(store, f"WHERE at_us < {cutoff_us}"):
         n_too_old += n_deleted
-    while _used_bytes(store) > retention_bytes and (n_deleted := _delete_oldest(store, "")):
+    while _used_bytes(store) > retention_bytes and (
+        n_deleted := _delete_oldest(store, "", "INDEXED BY predictions_outside WHERE experiment IS NULL")
+        or _delete_oldest(store, "")
+    ):
         n_too_many += n_deleted
     while n_deleted := _delete_prices(store, cutoff_us):
         n_prices += n_deleted
@@ -35,12 +39,12 @@ def prune(store: ObservationStore, *, now: float, retention_s: float, retention_
     return PruneReport(n_too_old, n_too_many, n_prices)
 
 
-def _delete_oldest(store: ObservationStore, condition: str) -> int:
-    """Those of the oldest rows that meet the condition; only the oldest are looked at."""
+def _delete_oldest(store: ObservationStore, condition: str, among: str = "") -> int:
+    """Those of the oldest rows `among` some that meet the condition; only the oldest are looked at."""
     with store.write() as raw:
         cursor = raw.execute(
             "DELETE FROM predictions WHERE id IN (SELECT id FROM "  # noqa: S608 (a number of our own)
-            f"(SELECT id, at_us FROM predictions ORDER BY id LIMIT {_AT_ONCE}) {condition})"
+            f"(SELECT id, at_us FROM predictions {among} ORDER BY id LIMIT {_AT_ONCE}) {condition})"
         )
         return int(cursor.rowcount)
 

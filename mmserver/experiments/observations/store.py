@@ -11,14 +11,15 @@ from typing import Any
 import msgspec
 
 from mmserver.errors import DatabaseCorrupt, ObservationsCorrupt, SchemaTooNew, SettingInvalid
-from mmserver.experiments.observations.tables import APPLICATION_ID, CREATE, VERSION
+from mmserver.experiments.observations.model_sums import ModelDay, read_model_days
+from mmserver.experiments.observations.tables import APPLICATION_ID, CREATE, CREATE_HOURS, CREATE_MODEL_DAYS, VERSION
 from mmserver.experiments.totals import ExperimentTotals, PhaseTotals, SymbolTotals
 from mmserver.storage.database import Database
 from mmserver.storage.files import disk_errors, fsync_directory, fsync_file
 from mmserver.storage.sqlite import connect, error_from_sqlite, sqlite_module
 
 _WAL_LIMIT_BYTES = 32 << 20
-_UPGRADES: dict[int, str] = {}
+_UPGRADES: dict[int, str] = {1: CREATE_HOURS, 2: CREATE_MODEL_DAYS}
 """From each older version of the tables to the next one, the statements."""
 
 DUE_UNTIL = "due_until_us"
@@ -92,6 +93,11 @@ class ObservationStore:
                 phase: replace(_phase_totals(totals), by_symbol=by_symbol.get(phase, {})) for phase, totals in phases
             }
         )
+
+    def read_model_days(self, model_name: str | None = None) -> list[ModelDay]:
+        """What was observed outside experiments, per model, version and day. Costs the same at any number of predictions."""
+        with self.read() as raw:
+            return read_model_days(raw, model_name)
 
     def quick_check(self) -> None:
         """Read every page.

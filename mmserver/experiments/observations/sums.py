@@ -9,6 +9,7 @@ from mmserver.experiments.observations.tables import SUMS
 CONTROL, TREATMENT = 0, 1
 ARMS = ("control", "treatment")
 _DAY_US = 86_400_000_000
+HOUR_US = 3_600_000_000
 MS_PER_US = 1e-3
 _BUY, _SELL = 1, 2
 
@@ -52,11 +53,20 @@ class Counted(NamedTuple):
 
 
 @dataclass(slots=True)
+class HourChange:
+    """What one hour of one arm gets; predictions are of the hour in which they were made, their outcomes too."""
+
+    latencies_ms: list[float] = field(default_factory=list)
+    n_returns: int = 0
+    total_return: float = 0.0
+
+
+@dataclass(slots=True)
 class ArmChange:
     """What one arm of one phase gets beside its units' sums."""
 
     n_predictions: int = 0
-    latencies_ms: list[float] = field(default_factory=list)
+    hours: dict[int, HourChange] = field(default_factory=dict)
     days: dict[int, list[float]] = field(default_factory=dict)
     wins: list[int] = field(default_factory=lambda: [0, 0])
     labels: list[list[int]] = field(default_factory=lambda: [[0] * N_CLASSES for _ in range(N_CLASSES)])
@@ -69,6 +79,14 @@ class ArmChange:
         found = self.days.get(number)
         if found is None:
             found = self.days[number] = [0, 0, 0, 0, 0, 0.0]
+        return found
+
+    def hour(self, at_us: int) -> HourChange:
+        """The hour's changes; its latencies are those of the arm, too."""
+        number = at_us // HOUR_US
+        found = self.hours.get(number)
+        if found is None:
+            found = self.hours[number] = HourChange()
         return found
 
 
@@ -137,7 +155,7 @@ class Changes:
             _add_pair(cell, PAIRED_LABEL, control_right, treatment_right)
             phase.pairs[(not control_right) * 2 + (not treatment_right)] += 1
         if realized_return is not None:
-            returns = (_gained(answer.direction, realized_return) for answer in (control, treatment))
+            returns = (gain_of(answer.direction, realized_return) for answer in (control, treatment))
             _add_pair(cell, PAIRED_RETURN, *returns)
 
     def add_due(self, cell: Cell, n_predictions: int, n_with_outcome: int) -> None:
@@ -182,7 +200,7 @@ class Changes:
             return
         cell[LATENCY_X] += 1
         cell[LATENCY_Y] += answer.latency_us
-        change.latencies_ms.append(answer.latency_us * MS_PER_US)
+        change.hour(at_us).latencies_ms.append(answer.latency_us * MS_PER_US)
         if counted.due_us <= self._due_until_us:
             cell[JOIN_X] += 1
 
@@ -213,11 +231,14 @@ def _add_matured(
         day[2] += 1
         day[3] += is_right
     if realized_return is not None:
-        gained = _gained(direction, realized_return)
+        gained = gain_of(direction, realized_return)
         cell[RETURN_X] += 1
         cell[RETURN_Y] += gained
         day[4] += 1
         day[5] += gained
+        hour = change.hour(counted.at_us)
+        hour.n_returns += 1
+        hour.total_return += gained
         if direction in (_BUY, _SELL):
             change.wins[0] += gained > 0.0
             change.wins[1] += 1
@@ -229,7 +250,7 @@ def _add_pair(cell: list[float], place: int, control: float, treatment: float) -
     cell[place + 2] += treatment
 
 
-def _gained(direction: int | None, realized_return: float) -> float:
+def gain_of(direction: int | None, realized_return: float) -> float:
     """What the position that the prediction calls for made of it."""
     return realized_return if direction == _BUY else -realized_return if direction == _SELL else 0.0
 

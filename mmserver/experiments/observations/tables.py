@@ -6,7 +6,7 @@ from typing import Any
 
 APPLICATION_ID = 0x4D4D4F42
 """In the file's header: "MMOB", observations of mmserver."""
-VERSION = 1
+VERSION = 3
 """`PRAGMA user_version` of the tables below."""
 
 SUMS = (
@@ -31,6 +31,36 @@ _UNIT_SUMS = ",\n  ".join(
     f"{name} {'REAL' if name in ('return_y', 'paired_return_c', 'paired_return_t') else 'INTEGER'} NOT NULL"
     for name in SUMS
 )
+
+CREATE_HOURS = """
+CREATE TABLE hour_sums (
+  experiment INTEGER NOT NULL, phase INTEGER NOT NULL, hour INTEGER NOT NULL, arm INTEGER NOT NULL, sums BLOB NOT NULL,
+  PRIMARY KEY (experiment, phase, hour, arm)
+) WITHOUT ROWID;
+"""
+"""What came with version 2."""
+
+MODEL_COLUMNS = (
+    "model_name", "version", "day", "n_predictions", "n_errors", "latency_us", "n_labelled", "n_right", "n_returns", "returns",
+)  # fmt: skip
+
+CREATE_MODEL_DAYS = """
+CREATE TABLE model_days (
+  model_name TEXT NOT NULL,
+  version TEXT NOT NULL,
+  day INTEGER NOT NULL,
+  n_predictions INTEGER NOT NULL,
+  n_errors INTEGER NOT NULL,
+  latency_us INTEGER NOT NULL,
+  n_labelled INTEGER NOT NULL,
+  n_right INTEGER NOT NULL,
+  n_returns INTEGER NOT NULL,
+  returns REAL NOT NULL,
+  PRIMARY KEY (model_name, version, day)
+) WITHOUT ROWID;
+CREATE INDEX predictions_outside ON predictions (id) WHERE experiment IS NULL;
+"""
+"""What came with version 3."""
 
 CREATE = f"""
 CREATE TABLE marks (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -84,10 +114,12 @@ CREATE TABLE symbol_totals (
   experiment INTEGER NOT NULL, phase INTEGER NOT NULL, symbol TEXT NOT NULL, totals BLOB NOT NULL,
   PRIMARY KEY (experiment, phase, symbol)
 ) WITHOUT ROWID;
+{CREATE_HOURS}
 CREATE TABLE prices (
   symbol TEXT NOT NULL, at_us INTEGER NOT NULL, price REAL NOT NULL, PRIMARY KEY (symbol, at_us)
 ) WITHOUT ROWID;
 CREATE TABLE priced_symbols (symbol TEXT PRIMARY KEY, priced_until_us INTEGER NOT NULL) WITHOUT ROWID;
+{CREATE_MODEL_DAYS}
 """
 
 _ROWS_AT_ONCE = 100
