@@ -74,7 +74,7 @@ def _apply_phase(raw: Any, key: tuple[int, int], change: PhaseChange, added: dic
     insert_rows(raw, "units", UNIT_COLUMNS, rows, verb="INSERT OR REPLACE")
     row = raw.execute("SELECT totals FROM phase_totals WHERE experiment = ? AND phase = ?", key).fetchone()
     hours = tuple(_hours_of(arm) for arm in change.arms)
-    totals = _changed_phase(_decode_phase(row[0]) if row else PhaseTotals(), change, cells, before, after, hours)
+    totals = _changed_phase(_decode_phase(row[0]) if row else PhaseTotals(), change, cells, before, after, hours=hours)
     raw.execute("INSERT OR REPLACE INTO phase_totals VALUES (?, ?, ?)", (*key, _encode(totals)))
     add_hours(raw, key, hours)
     _apply_symbols(raw, key, cells, before, after)
@@ -107,6 +107,7 @@ def _changed_phase(
     cells: Sequence[Cell],
     before: Sums,
     after: Sums,
+    *,
     hours: Sequence[Mapping[int, HourSums]],
 ) -> PhaseTotals:
     whole_units, before, after = _whole_units(cells, before, after)
