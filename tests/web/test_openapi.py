@@ -607,7 +607,7 @@ def test_a_page_is_made_of_this_servers_files_alone(web: Any, path: str, library
 def test_licences_lie_beside_the_files_of_others() -> None:
     vendor = Path(api_document.__code__.co_filename).parents[1] / "static" / "vendor"
     folders = list(vendor.iterdir())
-    assert len(folders) == 2
+    assert len(folders) == 3
     for folder in folders:
         assert re.fullmatch(r"[a-z-]+-\d+\.\d+\.\d+", folder.name)
         assert (folder / "LICENSE").is_file()
