@@ -82,8 +82,8 @@ def test_a_file_from_before_the_hours_gets_them_and_keeps_what_it_has(tmp_path: 
     path = log.store().path
     log.close()
     connection = connect(path, "rw")
-    for table in ("hour_sums", "model_days"):
-        connection.execute(f"DROP TABLE {table}")
+    for statement in ("DROP TABLE hour_sums", "DROP TABLE model_days", "DROP INDEX predictions_outside"):
+        connection.execute(statement)
     connection.execute("PRAGMA user_version = 1")
     connection.close()
     store = ObservationStore(path)
