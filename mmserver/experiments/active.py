@@ -17,6 +17,7 @@ from mmserver.errors import FieldsInvalid
 from mmserver.experiments.assignment import Arm, NamespaceSlice, TimeBlocks, UnitKind, arm_of, unit_of
 from mmserver.serving.predictions import Asked
 
+BY_PREDICTION: UnitKind = "prediction"
 BY_TIME: UnitKind = "symbol|time-block"
 _MAX_REMEMBERED = 256
 

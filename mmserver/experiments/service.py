@@ -12,7 +12,7 @@ from typing import Protocol
 
 from mmserver.catalog.running import ArmVersion
 from mmserver.errors import Corrupt, MmserverError, Unavailable
-from mmserver.experiments.active import Assignment, assigned, candidates
+from mmserver.experiments.active import BY_PREDICTION, Assignment, assigned, candidates
 from mmserver.experiments.observations.values import Observation, ShadowAnswer
 from mmserver.formats import Decision
 from mmserver.serving.interpretation import DIRECTION_CODES, NoInterpreter
@@ -20,6 +20,8 @@ from mmserver.serving.predictions import Asked, Prediction, Serving
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US_PER_S = 1e6
+MAX_HANDED_OVER = 1024
+"""Requests on their way from one thread to another, at most."""
 
 
 class Appending(Protocol):
@@ -56,6 +58,7 @@ class Experimenter:
     def __init__(self, serving: Serving, log: Appending) -> None:
         self._serving = serving
         self._log = log
+        self._drawn: dict[str, str] = {}
 
     def predict(self, asked: Asked, waited_ns: int = 0) -> Prediction:
         """One prediction, in an arm if it belongs to an experiment.
@@ -105,12 +108,24 @@ class Experimenter:
         found = candidates(catalog, asked, model_name)
         if not found:
             return None
-        prediction_id, now = self._serving.new_prediction_id(), store.now()
+        drawn_id = None if asked.request_id is None else self._drawn.pop(asked.request_id, None)
+        prediction_id, now = drawn_id or self._serving.new_prediction_id(), store.now()
         for experiment in found:
             assignment = assigned(experiment, asked, prediction_id, now)
             if assignment is not None:
                 return assignment
         return None
+
+    def hand_over(self, asked: Asked, assignment: Assignment) -> None:
+        """Leave the request to another thread, with the arm that it has drawn: where each prediction is a unit of its own, a second
+        draw would let a request that one arm failed try the other one.
+        """
+        if asked.request_id is not None and assignment.experiment.unit == BY_PREDICTION:
+            while (
+                len(self._drawn) >= MAX_HANDED_OVER
+            ):  # of requests that were refused before anybody asked for their arm
+                self._drawn.pop(next(iter(list(self._drawn)), ""), None)
+            self._drawn[asked.request_id] = assignment.prediction_id
 
     def is_ready(self, asked: Asked, assignment: Assignment, most_ns: float) -> bool:
         """Whether `scored` would take at most that long: both arms are loaded, whichever was drawn, so that being slow or not
@@ -223,10 +238,26 @@ def _of_variant(prediction: Prediction, assignment: Assignment) -> Prediction:
 def _observation(
     assignment: Assignment, scored: _Scored, *, error: str | None = None, shadow: ShadowAnswer | None = None
 ) -> Observation:
+    decision = scored.prediction.decision if scored.prediction is not None else None
+    return observation_of(
+        assignment, decision, latency_us=scored.latency_us, features=scored.features, error=error, shadow=shadow
+    )
+
+
+def observation_of(
+    assignment: Assignment,
+    decision: Decision | None,
+    *,
+    latency_us: int,
+    features: bytes,
+    error: str | None = None,
+    shadow: ShadowAnswer | None = None,
+    prediction_id: str | None = None,
+) -> Observation:
+    """One prediction of the assignment's arm as it is logged; `prediction_id` where the assignment is of several rows."""
     experiment, version = assignment.experiment, assignment.version
-    decision: Decision | None = scored.prediction.decision if scored.prediction is not None else None
     return Observation(
-        prediction_id=assignment.prediction_id,
+        prediction_id=prediction_id or assignment.prediction_id,
         at_us=_us_since_epoch(assignment.at),
         experiment_key=experiment.log_key,
         phase=experiment.phase,
@@ -238,9 +269,9 @@ def _observation(
         direction=None if decision is None else DIRECTION_CODES[decision.direction],
         confidence=None if decision is None else decision.confidence,
         expected_return=None if decision is None else decision.expected_return,
-        latency_us=scored.latency_us,
+        latency_us=latency_us,
         error=error,
-        features=scored.features,
+        features=features,
         shadow=shadow,
         horizon_us=round(experiment.horizon_s * _US_PER_S),
         is_washed_out=assignment.is_washed_out,

@@ -65,6 +65,9 @@ class InlineAnswers(InlineAnswerer):
             log.exception("%s %s", request.command, request.path)
             return False
         if answer is None:
+            request.headers["X_REQUEST_ID"] = (
+                request_id  # whoever answers it goes on with what was begun under its name
+            )
             return False
         closes = request.connection_close or channel.front.is_stopping
         channel.answered(self._bytes(answer, request, request_id, closes=closes), closes=closes)

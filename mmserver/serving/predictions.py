@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 class Asked:
     """One prediction that is asked for. Without `model_name` the only model that has the symbol is meant, or the default.
 
-    `experiment_id` and `unit_id` are for whoever puts requests into experiments; nothing here looks at them.
+    `experiment_id`, `unit_id` and `request_id` are for whoever puts requests into experiments; nothing here looks at them.
     """
 
     symbol: str
@@ -61,6 +61,7 @@ class Asked:
     explain: bool = False
     experiment_id: str | None = None
     unit_id: str | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

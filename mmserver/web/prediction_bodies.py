@@ -18,6 +18,7 @@ from msgspec import UNSET, UnsetType
 
 from mmserver.errors import FeaturesInvalid, FieldsInvalid, TooManyRows
 from mmserver.serving.predictions import Asked
+from mmserver.web.framing import REQUEST_ID_KEY
 from mmserver.web.plain_json import strict_document
 from mmserver.web.requests import (
     error_summary,
@@ -108,7 +109,8 @@ def read_predict(request: flask.Request, as_of: datetime | None) -> Asked:
         FieldsInvalid: a field is missing or of the wrong type.
         FeaturesInvalid: there are none.
     """
-    return asked_from_body(body_from_bytes(read_json_bytes(request, ALSO_JSON)), as_of)
+    body = body_from_bytes(read_json_bytes(request, ALSO_JSON))
+    return asked_from_body(body, as_of, request_id=request.environ.get(REQUEST_ID_KEY))
 
 
 def body_from_bytes(data: bytes) -> PredictBody:
@@ -153,9 +155,14 @@ def has_plain_features(body: PredictBody) -> bool:
 
 
 def asked_from_body(
-    body: PredictBody, as_of: datetime | None, model_name: str | None = None, version: str | None = None
+    body: PredictBody,
+    as_of: datetime | None,
+    model_name: str | None = None,
+    version: str | None = None,
+    *,
+    request_id: str | None = None,
 ) -> Asked:
-    """What the body asks for; `model_name` and `version` are taken where it names none.
+    """What the body asks for; `model_name` and `version` are taken where it names none. `request_id`: of a request for it alone.
 
     Raises:
         FeaturesInvalid: it has no features, and there is no service to take them from.
@@ -174,6 +181,7 @@ def asked_from_body(
         explain=body.explain is True,
         experiment_id=given(body.experiment_id),
         unit_id=given(body.unit_id),
+        request_id=request_id,
     )
 
 

@@ -128,7 +128,7 @@ class QuickRoutes:
         most_ns = math.inf if request.may_take_long else MAX_ROW_COST_NS
         belongs, prediction = False, None
         if self._serving.store.catalog.experiments:
-            belongs, prediction = self._in_experiment(asked, resolved, most_ns, request.waited_ns)
+            belongs, prediction = self._in_experiment(asked, resolved, most_ns, request)
         if not belongs:
             prediction = self._of_model(asked, resolved, most_ns, begun_ns, request.waited_ns)
         if prediction is None:
@@ -163,29 +163,31 @@ class QuickRoutes:
         )
 
     def _in_experiment(
-        self, body: PredictBody, resolved: Resolved, most_ns: float, waited_ns: int
+        self, body: PredictBody, resolved: Resolved, most_ns: float, request: QuickRequest
     ) -> tuple[bool, Prediction | None]:
         """Whether the request may belong to a running experiment, and its answer; True and None where Flask has to give it.
 
-        An answer is logged before it is given here. What is left to Flask was not logged, and gets its arm there: the same one, unless each
-        prediction is a unit of its own.
+        An answer is logged before it is given here. What is left to Flask was not logged, and gets the same arm there.
         """
         experimenter = self._experimenter.made
         if experimenter is None:
             return not self._serving.store.read_only, None
+        asked = asked_from_body(body, None, request_id=request.request_id)
         try:
-            asked = asked_from_body(body, None)
             assignment = experimenter.assigned(asked, resolved.version.model_name)
-            if assignment is None:
-                return False, None
-            if not experimenter.is_ready(asked, assignment, most_ns):
-                return True, None
-            outcome = experimenter.scored(asked, assignment, waited_ns)
-            if isinstance(outcome.answer, MmserverError):
-                return True, None
-            return True, experimenter.kept(outcome)
         except MmserverError:
             return True, None
+        if assignment is None:
+            return False, None
+        try:
+            if experimenter.is_ready(asked, assignment, most_ns):
+                outcome = experimenter.scored(asked, assignment, request.waited_ns)
+                if not isinstance(outcome.answer, MmserverError):
+                    return True, experimenter.kept(outcome)
+        except MmserverError:
+            pass  # it cannot be logged: Flask says so
+        experimenter.hand_over(asked, assignment)
+        return True, None
 
     def _infer(self, request: QuickRequest) -> QuickAnswer | None:
         path, headers, body, request_id, waited_ns, may_take_long = request

@@ -160,3 +160,26 @@ def test_what_starts_a_server_imports_nothing_of_experiments() -> None:
     program = "import sys, mmserver.app; print([name for name in sys.modules if 'experiments' in name])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_request_that_is_left_to_flask_keeps_the_arm_that_it_has_drawn(lab: Any) -> None:
+    """Or a request that the control fails would be drawn again, until the treatment answers it."""
+    start(lab, unit="prediction")
+    through_flask(lab)  # both arms are loaded
+    experimenter = lab.app.extensions[EXPERIMENTER_KEY]()
+    handed_over = []
+    hand_over = experimenter.hand_over
+
+    def seen(asked: Any, assignment: Any) -> None:
+        handed_over.append(assignment)
+        hand_over(asked, assignment)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(experimenter, "is_ready", lambda *given: False)
+        patched.setattr(experimenter, "hand_over", seen)
+        for n in range(40):
+            answer = lab.client.post("/predict", json=body(), headers={"X-Request-ID": f"order-{n}"}).json
+            drawn = handed_over[n]
+            assert (answer["prediction_id"], answer["variant"]) == (drawn.prediction_id, drawn.arm)
+    assert {drawn.arm for drawn in handed_over} == {"control", "treatment"}
+    assert sum(counted(lab).values()) == 41
