@@ -72,7 +72,7 @@ def _outcomes(request: flask.Request) -> list[Outcome]:
     if request.mimetype == CSV_MEDIA_TYPE:
         return outcomes_from_csv(_plain_data(request))
     if request.mimetype in PARQUET_MEDIA_TYPES:
-        return outcomes_from_parquet(_plain_data(request))
+        return outcomes_from_parquet(_plain_data(request), limit=MAX_OUTCOMES)
     document: Any = strict_json(read_json_bytes(request))
     found = document if isinstance(document, list) else [document]
     if not found:

@@ -2,16 +2,20 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
-from mmserver.errors import ExtraMissing, RequestInvalid
+from mmserver.errors import ExtraMissing, RequestInvalid, TooManyRows
 from mmserver.experiments.observations.values import Outcome
 from mmserver.storage.times import datetime_from_text
 
 COLUMNS = ("prediction_id", "realized_return", "label", "at")
 _ROWS_AT_ONCE = 20_000
+_MAX_LABEL = 50
+"""Characters; with spaces around it, at most."""
+MAX_PLAIN_BYTES = 256 << 20
+"""Of a Parquet file, uncompressed, as its footer has it: some times what a million outcomes need."""
 
 
 def outcome_from_object(value: Any) -> Outcome:
@@ -29,7 +33,7 @@ def outcome_from_object(value: Any) -> Outcome:
     return Outcome(
         prediction_id=value.get("prediction_id") or "",
         realized_return=value.get("realized_return"),
-        label=label.strip().upper() if isinstance(label, str) else label,  # type: ignore[arg-type]
+        label=label.strip().upper() if isinstance(label, str) and len(label) <= _MAX_LABEL else label,  # type: ignore[arg-type]
         at=_seconds(value.get("at")),
     )
 
@@ -58,12 +62,14 @@ def outcomes_from_csv(data: bytes) -> list[Outcome]:
     return outcomes
 
 
-def outcomes_from_parquet(data: bytes) -> list[Outcome]:
-    """Those of a Parquet file with such columns.
+def outcomes_from_parquet(data: bytes, *, limit: int | None = None) -> list[Outcome]:
+    """Those of a Parquet file with such columns. A few bytes may stand for millions of rows: what the footer announces is
+    checked before anything is decoded, and a text that is there once is held once.
 
     Raises:
         ExtraMissing: pyarrow is not installed.
-        RequestInvalid: it is not a Parquet file, or has no such columns.
+        TooManyRows: more than the limit.
+        RequestInvalid: it is not a Parquet file, has no such columns, or is too large uncompressed.
     """
     try:
         import pyarrow
@@ -71,16 +77,42 @@ def outcomes_from_parquet(data: bytes) -> list[Outcome]:
     except ImportError as error:
         raise ExtraMissing(what="reading Parquet", extra="parquet") from error
     try:
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), page_checksum_verification=True)
-        _check_columns(file.schema_arrow.names)
+        footer = pyarrow.parquet.read_metadata(pyarrow.BufferReader(data))
+        names = footer.schema.to_arrow_schema().names
+        _check_columns(names)
+        if limit is not None and footer.num_rows > limit:
+            raise TooManyRows(n_rows=footer.num_rows, limit=limit)
+        plain_bytes = sum(footer.row_group(place).total_byte_size for place in range(footer.num_row_groups))
+        if plain_bytes > MAX_PLAIN_BYTES:
+            _refuse(
+                f"the Parquet file has {plain_bytes} bytes uncompressed, of at most {MAX_PLAIN_BYTES}; send it in parts"
+            )
+        file = pyarrow.parquet.ParquetFile(
+            pyarrow.BufferReader(data), metadata=footer, page_checksum_verification=True, read_dictionary=names
+        )
         return [
             outcome_from_object(row)
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False)
-            for row in batch.to_pylist()
+            for row in _rows(batch)
         ]
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         first_line = str(error).partition("\n")[0][:200]
         raise RequestInvalid(f"not a whole Parquet file: {first_line}") from error
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of an Arrow batch; equal texts of one are the same object."""
+    import pyarrow
+
+    columns = []
+    for column in batch.columns:
+        if pyarrow.types.is_dictionary(column.type):
+            texts = column.dictionary.to_pylist()
+            columns.append([None if place is None else texts[place] for place in column.indices.to_pylist()])
+        else:
+            columns.append(column.to_pylist())
+    names = batch.schema.names
+    return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
 
 
 def _check_columns(names: Iterable[str]) -> None:
@@ -105,8 +137,9 @@ def _outcome_of_texts(texts: Mapping[str, str]) -> Outcome:
 
 
 def _number_or_text(text: str) -> float | str:
+    """`float` would take 1_0 for ten, and digits of other scripts."""
     try:
-        return float(text)
+        return float(text) if text.isascii() and "_" not in text else text
     except ValueError:
         return text
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mmserver.experiments.observations.adding import add_changes
-from mmserver.experiments.observations.reports import OutcomeReport
+from mmserver.experiments.observations.reports import MAX_SHOWN_ID, OutcomeReport
 from mmserver.experiments.observations.store import DUE_UNTIL, ObservationStore, mark
 from mmserver.experiments.observations.sums import Answer, Changes, Counted
 from mmserver.experiments.observations.tables import insert_rows
@@ -138,7 +138,7 @@ def _checked(
         label, realized_return, at = outcome.label, outcome.realized_return, outcome.at
         reason = _impossible(outcome)
         if reason:
-            report.refuse(index, str(outcome.prediction_id)[:200], "invalid", reason)
+            report.refuse(index, outcome.prediction_id, "invalid", reason)
             continue
         if at is not None and at > now + SKEW_S:
             message = f"its time is {at - now:.0f} s ahead of the clock; send it again then"
@@ -162,6 +162,10 @@ def _impossible(outcome: Outcome) -> str | None:
     reason = None
     if not isinstance(outcome.prediction_id, str) or not outcome.prediction_id:
         reason = "it has no prediction_id"
+    elif len(outcome.prediction_id) > MAX_SHOWN_ID:
+        reason = f"its prediction_id has {len(outcome.prediction_id)} characters, which no id has"
+    elif not _is_text(outcome.prediction_id):
+        reason = "its prediction_id has half a surrogate pair, which no id has"
     elif label is None and realized_return is None:
         reason = "it has neither a label nor a realized_return"
     elif label is not None and not _is_label(label):
@@ -177,6 +181,15 @@ def _impossible(outcome: Outcome) -> str | None:
 
 def _is_label(value: object) -> bool:
     return value in _CODES if isinstance(value, str) else type(value) is int and 0 <= value < len(LABELS)
+
+
+def _is_text(value: str) -> bool:
+    """Whether UTF-8 has all of it; `\\ud800` alone in JSON is no character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _conflict(held: _Found, outcome: Checked) -> str | None:

@@ -5,6 +5,8 @@ from typing import Literal
 
 MAX_ERRORS = 100
 """Of one call; beyond, they are counted only."""
+MAX_SHOWN_ID = 200
+"""Characters of an id that a report repeats: none of ours is longer."""
 
 OutcomeFault = Literal["invalid", "in_future", "premature", "unknown", "conflict"]
 
@@ -52,7 +54,7 @@ class OutcomeReport:
         """How many were not added and are no duplicates."""
         return self.n_conflicts + self.n_unknown + self.n_premature + self.n_in_future + self.n_invalid
 
-    def refuse(self, index: int, prediction_id: str, code: OutcomeFault, message: str) -> None:
+    def refuse(self, index: int, prediction_id: object, code: OutcomeFault, message: str) -> None:
         """Count one that is not added."""
         match code:
             case "invalid":
@@ -66,7 +68,7 @@ class OutcomeReport:
             case "conflict":
                 self.n_conflicts += 1
         if len(self.errors) < MAX_ERRORS:
-            self.errors.append(OutcomeError(index, prediction_id, code, message))
+            self.errors.append(OutcomeError(index, shown_id(prediction_id), code, message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +129,8 @@ class LogStatus:
     n_unmoved_bytes: int
     n_damaged_bytes: int
     problem: str | None
+
+
+def shown_id(prediction_id: object) -> str:
+    """What was sent as an id, so that a report can repeat it: cut, and as characters that UTF-8 has."""
+    return str(prediction_id)[:MAX_SHOWN_ID].encode(errors="backslashreplace").decode()
