@@ -80,7 +80,9 @@ def analysis(settings: Settings, experiment_id: str, as_json: bool) -> None:
 @click.argument("experiment_id", metavar="ID")
 @click.argument("file")
 @click.option(
-    "--dead-band", type=click.FloatRange(min=0.0), help="Label returns that have no label: HOLD up to it, up and down."
+    "--dead-band",
+    type=click.FloatRange(min=0.0),
+    help="A return without a label is HOLD up to it, up and down [the settings'].",
 )
 @with_settings()
 @json_option
@@ -90,13 +92,16 @@ def outcomes(settings: Settings, experiment_id: str, file: str, dead_band: float
     Its columns: prediction_id, realized_return or label or both, and perhaps at. The first outcome of a prediction stays, and the
     same again changes nothing. Each that is refused is named; the others are added, and the exit code is 2.
     """
+    from mmserver.experiments.dead_bands import dead_bands_of
     from mmserver.experiments.experiments import get_experiment
+    from mmserver.experiments.observations.dead_bands import DeadBands
 
     found = _outcomes_of(file)
     with opened(settings) as (store, observations):
         store.check_writable()
         experiment = get_experiment(store, experiment_id)
-        report = observations.add_outcomes(found, experiment_key=experiment.log_key, dead_band=dead_band)
+        dead_bands = dead_bands_of(store) if dead_band is None else DeadBands(dead_band)
+        report = observations.add_outcomes(found, experiment_key=experiment.log_key, dead_bands=dead_bands)
     if as_json:
         print_json(report)
     else:

@@ -7,7 +7,9 @@ import flask
 import msgspec
 from werkzeug.exceptions import UnsupportedMediaType
 
+from mmserver.catalog.symbols import comparable_symbol
 from mmserver.errors import RequestInvalid, TooManyRows
+from mmserver.experiments.dead_bands import dead_bands_of
 from mmserver.experiments.experiments import get_experiment
 from mmserver.experiments.observations.outcome_files import (
     outcome_from_object,
@@ -47,14 +49,13 @@ def post_outcomes(experiment_id: str) -> flask.Response:
     store.check_writable()
     experiment = get_experiment(store, experiment_id)
     outcomes = _outcomes(flask.request)
-    if len(outcomes) > MAX_OUTCOMES:
-        raise TooManyRows(n_rows=len(outcomes), limit=MAX_OUTCOMES)
-    settings = store.settings
-    dead_band = settings.dead_bands.get(experiment.control.model_name, settings.dead_band)
-    report: OutcomeReport = (
-        current_experimenter().log().add_outcomes(outcomes, experiment_key=experiment.log_key, dead_band=dead_band)
-    )
-    return json_response(report)
+    return json_response(_added(outcomes, experiment.log_key))
+
+
+def post_any_outcomes() -> flask.Response:
+    """The same of any predictions that were logged, those outside experiments too."""
+    current_store().check_writable()
+    return json_response(_added(_outcomes(flask.request), None))
 
 
 def post_prices() -> flask.Response:
@@ -62,9 +63,18 @@ def post_prices() -> flask.Response:
     store = current_store()
     store.check_writable()
     body = read_body(flask.request, PricesBody)
-    prices = [Price(symbol=one.symbol, price=one.price, at=one.time.timestamp()) for one in body.prices]
-    report: PriceReport = current_experimenter().log().add_prices(prices, dead_band=store.settings.dead_band)
+    prices = [
+        Price(symbol=comparable_symbol(one.symbol), price=one.price, at=one.time.timestamp()) for one in body.prices
+    ]
+    report: PriceReport = current_experimenter().log().add_prices(prices, dead_bands=dead_bands_of(store))
     return json_response(report)
+
+
+def _added(outcomes: list[Outcome], experiment_key: int | None) -> OutcomeReport:
+    if len(outcomes) > MAX_OUTCOMES:
+        raise TooManyRows(n_rows=len(outcomes), limit=MAX_OUTCOMES)
+    dead_bands = dead_bands_of(current_store())
+    return current_experimenter().log().add_outcomes(outcomes, experiment_key=experiment_key, dead_bands=dead_bands)
 
 
 def _outcomes(request: flask.Request) -> list[Outcome]:

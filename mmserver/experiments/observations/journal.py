@@ -9,8 +9,9 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
 
 from mmserver.errors import DiskFull, Overloaded
@@ -20,6 +21,7 @@ from mmserver.storage.files import NO_SPACE
 
 FILE_BYTES = 16 << 20
 SUFFIX = ".journal"
+_WRITE_BYTES = 256 << 10
 _OTHERS_SHARE = 0.5
 """Of the bound: how much may wait to be moved before predictions outside experiments are dropped."""
 
@@ -47,6 +49,7 @@ class Journal:
         self._n_unmoved_bytes = 0
         self._is_failing = False
         self._turn_to_roll = threading.Lock()
+        self._turn_to_count = threading.Lock()
         self._descriptor = -1
 
     def append(self, observation: Observation, *, must_keep: bool) -> None:
@@ -58,29 +61,25 @@ class Journal:
             Overloaded: too much waits to be moved to keep more; the prediction must not be answered.
             DiskFull: the disk is full, read-only or failing; the same.
         """
-        limit = self._limit_bytes if must_keep else self._others_limit_bytes
-        if self._n_unmoved_bytes > limit:
-            self._drop(must_keep, Overloaded(what="the observation log"))
-            return
-        record = record_from_observation(observation)
-        try:
-            if self._descriptor < 0 or self._size >= self._file_bytes:
-                self._roll()
-            n_written = os.write(self._descriptor, record)
-        except OSError as error:
-            self._say_failing(str(error))
-            self._drop(must_keep, _error_from_os(error))
-            return
-        if n_written != len(record):
-            # What is there of it is skipped when the file is read, wherever another thread appended meanwhile.
-            self._say_failing("the disk took a part of it")
-            self._drop(must_keep, DiskFull())
-            return
-        if self._is_failing:
-            self._is_failing = False
-            log.info("predictions can be written to the observation log again")
-        self._size += n_written
-        self._n_unmoved_bytes += n_written
+        self._write([record_from_observation(observation)], must_keep)
+
+    def append_all(self, observations: Iterable[Observation], *, must_keep: bool) -> None:
+        """As `append`, for many: one write for some hundreds of them.
+
+        Raises:
+            Overloaded, DiskFull: they must be kept, and not all of them could be.
+        """
+        records: list[bytes] = []
+        n_bytes = 0
+        for observation in observations:
+            record = record_from_observation(observation)
+            records.append(record)
+            n_bytes += len(record)
+            if n_bytes >= _WRITE_BYTES:
+                self._write(records, must_keep)
+                records, n_bytes = [], 0
+        if records:
+            self._write(records, must_keep)
 
     def set_unmoved(self, n_bytes: int) -> None:
         """Say how much of all processes' journals waits to be moved."""
@@ -104,10 +103,36 @@ class Journal:
             self._is_failing = True
             log.warning("predictions cannot be written to the observation log: %s", reason)
 
-    def _drop(self, must_keep: bool, error: Overloaded | DiskFull) -> None:
+    def _write(self, records: Sequence[bytes], must_keep: bool) -> None:
+        limit = self._limit_bytes if must_keep else self._others_limit_bytes
+        if self._n_unmoved_bytes > limit:
+            self._drop(len(records), must_keep, Overloaded(what="the observation log"))
+            return
+        data = b"".join(records)
+        try:
+            if self._descriptor < 0 or self._size >= self._file_bytes:
+                self._roll()
+            n_written = os.write(self._descriptor, data)
+        except OSError as error:
+            self._say_failing(str(error))
+            self._drop(len(records), must_keep, _error_from_os(error))
+            return
+        self._size += n_written
+        self._n_unmoved_bytes += n_written
+        if n_written != len(data):
+            # What is there of a record is skipped when the file is read, wherever another thread appended meanwhile.
+            self._say_failing("the disk took a part of it")
+            n_lost = sum(end > n_written for end in accumulate(map(len, records)))
+            self._drop(n_lost, must_keep, DiskFull())
+        elif self._is_failing:
+            self._is_failing = False
+            log.info("predictions can be written to the observation log again")
+
+    def _drop(self, n_records: int, must_keep: bool, error: Overloaded | DiskFull) -> None:
         if must_keep:
             raise error
-        self.n_dropped += 1
+        with self._turn_to_count:
+            self.n_dropped += n_records
 
     def _roll(self) -> None:
         """Begin the next file, unless another thread did. The descriptor's number stays: others may be writing to it now."""

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Self
 
 from mmserver.errors import MmserverError, ObservationsCorrupt
+from mmserver.experiments.observations.dead_bands import DeadBands
 from mmserver.experiments.observations.exporting import export_parquet
 from mmserver.experiments.observations.journal import Journal, journal_files, size_of
+from mmserver.experiments.observations.model_sums import ModelDay
 from mmserver.experiments.observations.mover import Mover
 from mmserver.experiments.observations.outcomes import add_outcomes
 from mmserver.experiments.observations.prices import add_prices
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class ObservationLog:
-    """What experiments' predictions were, and what came of them; every process that serves has one, on one data directory.
+    """What predictions were, and what came of them; every process that serves has one, on one data directory.
 
     `append` writes to a journal of this process and needs neither `start` nor the database file, so predictions go on while
     that is locked, damaged or on a full disk. A thread of each started process moves what lies in all journals, those of
@@ -101,19 +103,27 @@ class ObservationLog:
         """
         self.journal.append(observation, must_keep=must_keep)
 
+    def append_all(self, observations: Iterable[Observation], *, must_keep: bool) -> None:
+        """Keep many predictions, with few writes. See `Journal.append_all`.
+
+        Raises:
+            Overloaded, DiskFull: they must be kept and cannot all be.
+        """
+        self.journal.append_all(observations, must_keep=must_keep)
+
     def flush(self) -> None:
         """Move all that any process appended before this call; when it returns, all of it is in the store and its sums."""
         self._move(lambda mover: mover.move(wait_s=_FLUSH_WAIT_S))
 
     def add_outcomes(
-        self, outcomes: Iterable[Outcome], *, experiment_key: int | None = None, dead_band: float | None = None
+        self, outcomes: Iterable[Outcome], *, experiment_key: int | None = None, dead_bands: DeadBands | None = None
     ) -> OutcomeReport:
         """Add what came of predictions; see `outcomes.add_outcomes`. Never raises for a bad outcome: it is in the report.
 
         Args:
             outcomes: any number, read one after another; those of files: `outcome_files.outcomes_from_csv`, `…_parquet`.
-            experiment_key: predictions of others count as unknown.
-            dead_band: where an outcome has a return and no label, its label is BUY above it, SELL below -dead_band, else HOLD.
+            experiment_key: predictions of others count as unknown; None: those outside experiments, too, are known.
+            dead_bands: where an outcome has a return and no label, they give it one.
         """
         with self._using() as (store, _):
             return add_outcomes(
@@ -122,13 +132,13 @@ class ObservationLog:
                 flush=self.flush,
                 now=self._now(),
                 experiment_key=experiment_key,
-                dead_band=dead_band,
+                dead_bands=dead_bands,
             )
 
-    def add_prices(self, prices: Iterable[Price], *, dead_band: float | None = None) -> PriceReport:
+    def add_prices(self, prices: Iterable[Price], *, dead_bands: DeadBands | None = None) -> PriceReport:
         """Add prices, and the outcomes of all predictions whose horizon they reach; see `prices.add_prices`."""
         with self._using() as (store, _):
-            return add_prices(store, prices, flush=self.flush, now=self._now(), dead_band=dead_band)
+            return add_prices(store, prices, flush=self.flush, now=self._now(), dead_bands=dead_bands)
 
     def store(self) -> ObservationStore:
         """The file itself, opened; `flush` first for what was appended until now."""
@@ -138,6 +148,11 @@ class ObservationLog:
         """The sums of one experiment as of the last move; `flush` first for those of this moment. Empty for an unknown one."""
         with self._using() as (store, _):
             return store.read_totals(experiment_key)
+
+    def read_model_days(self, model_name: str | None = None) -> list[ModelDay]:
+        """What was observed outside experiments as of the last move, per model, version and day; of one model, or all."""
+        with self._using() as (store, _):
+            return store.read_model_days(model_name)
 
     def export(self, target: Path, *, experiment_key: int | None = None) -> int:
         """Write predictions and their outcomes to a Parquet file; of one experiment, or all.

@@ -14,7 +14,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC).date()
 _SUMS = MODEL_COLUMNS[3:]
 _N_PREDICTIONS, _N_ERRORS, _LATENCY_US, _N_LABELLED, _N_RIGHT, _N_RETURNS, _RETURNS = range(len(_SUMS))
 _ADD = (
-    f"INSERT INTO model_days ({', '.join(MODEL_COLUMNS)}) VALUES ({', '.join('?' * len(MODEL_COLUMNS))}) "
+    f"INSERT INTO model_days ({', '.join(MODEL_COLUMNS)}) VALUES ({', '.join('?' * len(MODEL_COLUMNS))}) "  # noqa: S608 (names of our own)
     f"ON CONFLICT (model_name, version, day) DO UPDATE SET {', '.join(f'{name} = {name} + excluded.{name}' for name in _SUMS)}"
 )
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mmserver.experiments.observations.adding import add_changes
+from mmserver.experiments.observations.dead_bands import DeadBands
+from mmserver.experiments.observations.model_sums import ModelChanges
 from mmserver.experiments.observations.reports import MAX_SHOWN_ID, OutcomeReport
 from mmserver.experiments.observations.store import DUE_UNTIL, ObservationStore, mark
 from mmserver.experiments.observations.sums import Answer, Changes, Counted
@@ -36,13 +38,22 @@ class Checked(NamedTuple):
     at_us: int
 
 
+class _Model(NamedTuple):
+    """What predicted."""
+
+    name: str
+    version: str
+
+
 class _Found(NamedTuple):
-    """What the store knows of a prediction."""
+    """What the store knows of a prediction; `direction` is None too where it failed."""
 
     key: int
     at_us: int
     due_us: int
     experiment: int | None
+    model: _Model
+    direction: int | None
     counted: Counted | None
     label: int | None
     realized_return: float | None
@@ -56,7 +67,7 @@ def add_outcomes(
     flush: Callable[[], None],
     now: float,
     experiment_key: int | None = None,
-    dead_band: float | None = None,
+    dead_bands: DeadBands | None = None,
 ) -> OutcomeReport:
     """Add outcomes, some thousands in each transaction, so that a million of them neither fill memory nor hold up others long.
 
@@ -64,8 +75,7 @@ def add_outcomes(
         flush: moves what waits in journals; called at most once, when a prediction is not found.
         now: the wall clock, seconds since the epoch.
         experiment_key: predictions of others count as unknown.
-        dead_band: where there is a return and no label, it is BUY above it, SELL below -dead_band, else HOLD; None leaves it
-            without one.
+        dead_bands: what an outcome's label is that has a return and no label; None leaves it without one.
 
     Raises:
         DatabaseBusy, DiskFull, ObservationsCorrupt, WritesStopped: what came before in the call is added; send it again whole.
@@ -74,24 +84,30 @@ def add_outcomes(
     is_flushed = False
     indexed = enumerate(outcomes)
     while some := list(islice(indexed, _AT_ONCE)):
-        checked = list(_checked(some, now, dead_band, report))
+        checked = list(_checked(some, now, report))
         missing = _missing(store, checked)
         if missing and not is_flushed:
             flush()
             is_flushed = True
             report.n_waiting += len(missing) - len(_missing(store, missing))
         with store.write() as raw:
-            add_checked(raw, checked, report, now=now, experiment_key=experiment_key)
+            add_checked(raw, checked, report, now=now, experiment_key=experiment_key, dead_bands=dead_bands)
     report.errors.sort(key=lambda error: error.index)  # of some thousands, what is impossible by itself was found first
     return report
 
 
 def add_checked(
-    raw: Any, outcomes: Sequence[Checked], report: OutcomeReport, *, now: float, experiment_key: int | None = None
+    raw: Any,
+    outcomes: Sequence[Checked],
+    report: OutcomeReport,
+    *,
+    now: float,
+    experiment_key: int | None = None,
+    dead_bands: DeadBands | None = None,
 ) -> None:
     """Add outcomes that are possible by themselves, in the caller's transaction."""
     due_until_us = mark(raw, DUE_UNTIL)
-    changes = Changes(due_until_us)
+    changes, models = Changes(due_until_us), ModelChanges()
     found = _predictions(raw, outcomes)
     changed: dict[int, _Found] = {}
     received_us = int(now * 1e6)
@@ -107,6 +123,7 @@ def add_checked(
             message = f"its horizon was over {wait_s:g} s later; send it again then"
             report.refuse(outcome.place, outcome.prediction_id, "premature", message)
             continue
+        outcome = _labelled(outcome, held, dead_bands)  # noqa: PLW2901 (what is known of it grows)
         conflict = _conflict(held, outcome)
         if conflict:
             report.refuse(outcome.place, outcome.prediction_id, "conflict", conflict)
@@ -120,6 +137,8 @@ def add_checked(
         report.n_late += not held.has_outcome and held.due_us <= due_until_us
         if held.counted is not None:
             changes.add_outcome(held.counted, label, realized_return, is_first=not held.has_outcome)
+        elif held.experiment is None and held.direction is not None:
+            models.add_outcome(*held.model, held.at_us, held.direction, label=label, realized_return=realized_return)
         merged = held._replace(
             label=held.label if label is None else label,
             realized_return=held.realized_return if realized_return is None else realized_return,
@@ -129,11 +148,17 @@ def add_checked(
         rows[held.key] = (held.key, merged.label, merged.realized_return, outcome.at_us, received_us)
     insert_rows(raw, "outcomes", _COLUMNS, list(rows.values()), verb="INSERT OR REPLACE")
     add_changes(raw, changes)
+    models.write(raw)
 
 
-def _checked(
-    outcomes: Sequence[tuple[int, Outcome]], now: float, dead_band: float | None, report: OutcomeReport
-) -> Iterator[Checked]:
+def _labelled(outcome: Checked, held: _Found, dead_bands: DeadBands | None) -> Checked:
+    """With the label that its return gives it; a label that is there already is nobody's to judge again."""
+    if outcome.label is not None or outcome.realized_return is None or dead_bands is None or held.label is not None:
+        return outcome
+    return outcome._replace(label=dead_bands.label(outcome.realized_return, held.model.name, held.experiment))
+
+
+def _checked(outcomes: Sequence[tuple[int, Outcome]], now: float, report: OutcomeReport) -> Iterator[Checked]:
     for index, outcome in outcomes:
         label, realized_return, at = outcome.label, outcome.realized_return, outcome.at
         reason = _impossible(outcome)
@@ -145,15 +170,8 @@ def _checked(
             report.refuse(index, outcome.prediction_id, "in_future", message)
             continue
         code = _CODES[label] if isinstance(label, str) else label
-        if code is None and realized_return is not None and dead_band is not None:
-            code = label_of_return(realized_return, dead_band)
         number = None if realized_return is None else float(realized_return)
         yield Checked(index, outcome.prediction_id, code, number, int((now if at is None else min(at, now)) * 1e6))
-
-
-def label_of_return(realized_return: float, dead_band: float) -> int:
-    """What would have been right: BUY above the dead band, SELL below its negative, else HOLD."""
-    return 1 if realized_return > dead_band else 2 if realized_return < -dead_band else 0
 
 
 def _impossible(outcome: Outcome) -> str | None:
@@ -206,7 +224,7 @@ def _conflict(held: _Found, outcome: Checked) -> str | None:
 _SELECT = """
 SELECT predictions.id, prediction_id, predictions.at_us, due_us, experiment, phase, arm, unit, symbol, direction, latency_us,
   error IS NOT NULL, is_washed_out, shadow_direction, shadow_latency_us, shadow_error IS NOT NULL,
-  outcomes.label, outcomes.realized_return, outcomes.prediction IS NOT NULL
+  outcomes.label, outcomes.realized_return, outcomes.prediction IS NOT NULL, model_name, version
 FROM json_each(?) AS asked CROSS JOIN predictions ON predictions.prediction_id = asked.value
 LEFT JOIN outcomes ON outcomes.prediction = predictions.id
 """
@@ -221,7 +239,7 @@ def _found(row: Sequence[Any]) -> _Found:
     key, _, at_us, due_us, experiment, phase, arm, unit, symbol, direction, latency_us, has_failed, is_washed_out = row[
         :13
     ]
-    shadow_direction, shadow_latency_us, shadow_has_failed, label, realized_return, has_outcome = row[13:]
+    shadow_direction, shadow_latency_us, shadow_has_failed, label, realized_return, has_outcome = row[13:19]
     counted = None
     if experiment is not None and arm is not None:
         shadow = None
@@ -229,7 +247,18 @@ def _found(row: Sequence[Any]) -> _Found:
             shadow = Answer(shadow_direction, shadow_latency_us, bool(shadow_has_failed))
         answer = Answer(direction, latency_us, bool(has_failed))
         counted = Counted(experiment, phase, arm, unit, symbol, at_us, due_us, bool(is_washed_out), answer, shadow)
-    return _Found(key, at_us, due_us, experiment, counted, label, realized_return, bool(has_outcome))
+    return _Found(
+        key=key,
+        at_us=at_us,
+        due_us=due_us,
+        experiment=experiment,
+        model=_Model(*row[19:]),
+        direction=None if has_failed else direction,
+        counted=counted,
+        label=label,
+        realized_return=realized_return,
+        has_outcome=bool(has_outcome),
+    )
 
 
 def _missing(store: ObservationStore, outcomes: Sequence[Checked]) -> list[Checked]:

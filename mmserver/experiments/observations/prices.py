@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from mmserver.experiments.observations.outcomes import SKEW_S, Checked, add_checked, label_of_return
+from mmserver.experiments.observations.dead_bands import DeadBands
+from mmserver.experiments.observations.outcomes import SKEW_S, Checked, add_checked
 from mmserver.experiments.observations.reports import OutcomeReport, PriceReport
 from mmserver.experiments.observations.store import ObservationStore
 from mmserver.experiments.observations.tables import insert_rows
@@ -24,10 +25,10 @@ def add_prices(
     *,
     flush: Callable[[], None],
     now: float,
-    dead_band: float | None = None,
+    dead_bands: DeadBands | None = None,
     max_age_s: float = MAX_AGE_S,
 ) -> PriceReport:
-    """Add prices, in any order, and the outcomes that they give: realised returns, and labels where there is a dead band.
+    """Add prices, in any order, and the outcomes that they give: realised returns, and labels where there are dead bands.
 
     A price that comes late is used for predictions that still have no return; a return that is there stays.
 
@@ -51,7 +52,7 @@ def add_prices(
         report.n_prices += len(rows)
         symbols.update(symbol for symbol, _, _ in rows)
     for symbol in sorted(symbols):
-        while _price_some(store, symbol, report, now=now, dead_band=dead_band, max_age_us=int(max_age_s * 1e6)):
+        while _price_some(store, symbol, report, now=now, dead_bands=dead_bands, max_age_us=int(max_age_s * 1e6)):
             pass
     return report
 
@@ -96,13 +97,19 @@ _LAST_PRICE = (
     "AND prices.at_us <= {0} AND prices.at_us >= {0} - ?4 ORDER BY prices.at_us DESC LIMIT 1)"
 )
 _PRICED = (
-    f"SELECT prediction_id, due_us, outcomes.label, {_LAST_PRICE.format('predictions.at_us')}, "
+    f"SELECT prediction_id, due_us, {_LAST_PRICE.format('predictions.at_us')}, "
     f"{_LAST_PRICE.format('due_us')} {_OPEN} ORDER BY due_us"
 )
 
 
 def _price_some(
-    store: ObservationStore, symbol: str, report: PriceReport, *, now: float, dead_band: float | None, max_age_us: int
+    store: ObservationStore,
+    symbol: str,
+    report: PriceReport,
+    *,
+    now: float,
+    dead_bands: DeadBands | None,
+    max_age_us: int,
 ) -> bool:
     """Price the next predictions of a symbol; False where all are done."""
     with store.write() as raw:
@@ -114,15 +121,13 @@ def _price_some(
         target = max(since, later[0] if later else until)
         rows = raw.execute(_PRICED, (symbol, since, target, max_age_us)).fetchall()
         checked = []
-        for prediction_id, due_us, label, start, end in rows:
+        for prediction_id, due_us, start, end in rows:
             if start is None or end is None:
                 report.n_unpriced += 1
                 continue
-            realized_return = end / start - 1.0
-            new_label = None if label is not None or dead_band is None else label_of_return(realized_return, dead_band)
-            checked.append(Checked(0, prediction_id, new_label, realized_return, due_us))
+            checked.append(Checked(0, prediction_id, None, end / start - 1.0, due_us))
         outcomes = OutcomeReport()
-        add_checked(raw, checked, outcomes, now=now)
+        add_checked(raw, checked, outcomes, now=now, dead_bands=dead_bands)
         raw.execute("UPDATE priced_symbols SET priced_until_us = ? WHERE symbol = ?", (target, symbol))
     report.n_outcomes += outcomes.n_accepted
     return later is not None

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mmserver.experiments.observations.dead_bands import DeadBands
 from mmserver.experiments.observations.log import ObservationLog
 from mmserver.experiments.observations.reports import MAX_ERRORS, OutcomeReport
 from mmserver.experiments.observations.values import Observation, Outcome
@@ -210,7 +211,7 @@ def test_a_prediction_outside_experiments_may_have_an_outcome(
 def test_with_a_dead_band_a_return_says_what_would_have_been_right(
     log: ObservationLog, realized_return: float, label: int
 ) -> None:
-    log.add_outcomes([Outcome(prediction_id="p0", realized_return=realized_return)], dead_band=0.01)
+    log.add_outcomes([Outcome(prediction_id="p0", realized_return=realized_return)], dead_bands=DeadBands(0.01))
     counts = log.read_totals(1).control.labels.counts
     assert [row[1] for row in counts] == [int(place == label) for place in range(3)]
 

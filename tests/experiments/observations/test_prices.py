@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mmserver.experiments.observations.dead_bands import DeadBands
 from mmserver.experiments.observations.log import ObservationLog
 from mmserver.experiments.observations.prices import MAX_AGE_S
 from mmserver.experiments.observations.values import Observation, Outcome, Price
@@ -60,7 +61,7 @@ def test_a_price_that_is_too_old_prices_nothing_until_one_comes_late(
 
 def test_an_outcome_that_was_reported_stays_and_its_label_too(log: ObservationLog, price: Callable[..., Price]) -> None:
     log.add_outcomes([Outcome(prediction_id="p", label="SELL")])
-    report = log.add_prices([price(0, 100), price(100, 110)], dead_band=0.0)
+    report = log.add_prices([price(0, 100), price(100, 110)], dead_bands=DeadBands(0.0))
     assert report.n_outcomes == 1
     assert _returns(log) == (1, 0.1)
     assert log.read_totals(1).control.labels.counts[2][1] == 1
@@ -68,7 +69,7 @@ def test_an_outcome_that_was_reported_stays_and_its_label_too(log: ObservationLo
 
 
 def test_with_a_dead_band_a_price_gives_a_label(log: ObservationLog, price: Callable[..., Price]) -> None:
-    log.add_prices([price(0, 100), price(100, 110)], dead_band=0.05)
+    log.add_prices([price(0, 100), price(100, 110)], dead_bands=DeadBands(0.05))
     assert log.read_totals(1).control.accuracy.y == 1
 
 
