@@ -89,6 +89,13 @@ class PreconditionFailed(MmserverError):
     template = "precondition failed"
 
 
+class Unauthenticated(MmserverError):
+    """Say who you are, with an API key."""
+
+    code = "unauthenticated"
+    template = "unauthenticated"
+
+
 class Forbidden(MmserverError):
     """This instance or this caller may not do that."""
 
@@ -205,6 +212,13 @@ class ExperimentNotFound(NotFound):
     template = "experiment {experiment_id} is not there"
 
 
+class KeyNotFound(NotFound):
+    """No API key has that id."""
+
+    code = "key_not_found"
+    template = "no API key has the id {key_id}"
+
+
 class SymbolArchived(Gone):
     """The symbol's artifacts were taken away; versions that have it still predict when they are named."""
 
@@ -290,6 +304,13 @@ class WrongModelKind(Conflict):
 
     code = "wrong_model_kind"
     template = "{model_name} is {kind}; {instead}"
+
+
+class KeyEnded(Conflict):
+    """The API key was revoked or has expired; nothing was changed."""
+
+    code = "key_ended"
+    template = "the key {key_id} is {status}"
 
 
 class DataDirLocked(Conflict):
@@ -444,6 +465,22 @@ class SnapshotInvalid(Invalid):
     template = "{path}: {reason}"
 
 
+class KeyInvalid(Invalid):
+    """An API key cannot be made like that."""
+
+    code = "key_invalid"
+    template = "{field}: {reason}"
+
+
+class KeyInAddress(Invalid):
+    """An API key came in the address, where logs and histories keep it; take it for known to others, and rotate it."""
+
+    code = "key_in_address"
+    template = (
+        "an API key never goes into an address: send it as Authorization: Bearer or X-API-Key, and rotate this one"
+    )
+
+
 class PluginInvalid(Invalid):
     """A plugin that cannot be used; named at start."""
 
@@ -531,6 +568,48 @@ class VersionChanged(PreconditionFailed):
 
 
 # --- forbidden, unavailable, exhausted, corrupt -------------------------------------------------------------------------
+
+
+class KeyRequired(Unauthenticated):
+    """The request came without an API key."""
+
+    code = "key_required"
+    template = "this needs an API key, as Authorization: Bearer, X-API-Key, or the password of Basic"
+
+
+class NoKeyExists(Unauthenticated):
+    """Keys are required, but none was made yet."""
+
+    code = "no_key_exists"
+    template = "API keys are required, and none exists; make one on the server: mmserver keys create --scope admin --label NAME"
+
+
+class KeyMalformed(Unauthenticated):
+    """What came as an API key is none, or was mistyped or cut off."""
+
+    code = "key_malformed"
+    template = "this needs a valid API key, as Authorization: Bearer, X-API-Key, or the password of Basic"
+
+
+class KeyRefused(Unauthenticated):
+    """The API key is unknown, revoked or expired."""
+
+    code = "key_refused"
+    template = KeyMalformed.template
+
+
+class ScopeMissing(Forbidden):
+    """The API key is for other things."""
+
+    code = "scope_missing"
+    template = "this needs a key with the scope {scope}"
+
+
+class OutsideKeyLimits(Forbidden):
+    """The API key is limited to certain models or venues, and this is another one, or not about one of them."""
+
+    code = "outside_key_limits"
+    template = "this key is limited to certain models or venues, and this is outside of them"
 
 
 class ReadOnly(Forbidden):

@@ -17,6 +17,7 @@ from mmserver.errors import (
     NotFound,
     PreconditionFailed,
     TooLarge,
+    Unauthenticated,
     Unavailable,
     Unprocessable,
 )
@@ -45,6 +46,7 @@ EXIT_CODES: tuple[tuple[type[MmserverError], int], ...] = (
     (TooLarge, 2),
     (Conflict, 3),
     (PreconditionFailed, 3),
+    (Unauthenticated, 3),
     (Forbidden, 3),
     (NotFound, 4),
     (Gone, 4),

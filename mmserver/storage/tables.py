@@ -434,6 +434,25 @@ class AuditRow(Row):
     request_id: Mapped[str | None] = optional(Text)
 
 
+class ApiKeyRow(Row):
+    """An API key. Rows stay: one that was revoked still says that keys are in use here."""
+
+    __tablename__ = "api_keys"
+
+    key_id: Mapped[str] = required(Text, primary_key=True)
+    label: Mapped[str] = required(Text)
+    sha256: Mapped[str] = required(Text)  # of the secret
+    scopes: Mapped[str] = required(Text)  # JSON array
+    models: Mapped[str | None] = optional(Text)  # JSON array of patterns; both null: no limit
+    venues: Mapped[str | None] = optional(Text)
+    created_at: Mapped[str] = required(Text)
+    created_by: Mapped[str] = required(Text)
+    expires_at: Mapped[str | None] = optional(Text)
+    revoked_at: Mapped[str | None] = optional(Text)
+    last_used_at: Mapped[str | None] = optional(Text)  # to the minute
+    replaced_by: Mapped[str | None] = optional(Text)  # the id of the key that it was rotated to
+
+
 class LeaseRow(Row):
     """Which process runs the scheduled jobs; `epoch` grows with every change of holder."""
 

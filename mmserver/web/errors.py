@@ -38,6 +38,7 @@ STATUS_BY_BRANCH: dict[type[errors.MmserverError], HTTPStatus] = {
     errors.Unprocessable: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.PreconditionFailed: HTTPStatus.PRECONDITION_FAILED,
+    errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Exhausted: HTTPStatus.INSUFFICIENT_STORAGE,
@@ -61,6 +62,7 @@ CODE_BY_HTTP_STATUS = {
 
 SCORING_CODES: Mapping[int, str] = {
     400: "BAD_REQUEST",
+    401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "RESOURCE_DOES_NOT_EXIST",
     410: "RESOURCE_DOES_NOT_EXIST",
