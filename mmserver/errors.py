@@ -271,6 +271,13 @@ class ExperimentUndecided(Conflict):
     template = "{experiment_id} is not decided: {reason}; name an action to apply one all the same"
 
 
+class NotRecommended(Conflict):
+    """Another action is asked for than what is recommended, and nobody confirmed that."""
+
+    code = "not_recommended"
+    template = "{action} is not what is recommended for {experiment_id}, whose verdict is {verdict}; confirm it to do it all the same"
+
+
 class ExperimentStatusConflict(Conflict):
     """What is asked for cannot be done to an experiment in this status."""
 

@@ -63,8 +63,7 @@ def create(settings: Settings, experiment_id: str, split: float, draft: bool, as
     """Set up experiment ID and start it: from then on requests for the control's model are put into its arms."""
     from mmserver.catalog.opening import open_store
     from mmserver.experiments.lifecycle import create_experiment
-    from mmserver.experiments.planning import checked_plan
-    from mmserver.web.experiment_bodies import rest_of
+    from mmserver.experiments.planning import checked_plan, rest_of
 
     given = {name: said[name] for name in ("unit", "block_s", "horizon_s") if said[name] is not None}
     plan = checked_plan(

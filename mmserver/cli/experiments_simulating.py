@@ -74,8 +74,8 @@ def simulate(
     itself would have done. Without options both models are the same (A/A): every promotion and rollback is a mistake.
     """
     from mmserver.experiments.error_rates import error_rates
+    from mmserver.experiments.planning import rest_of
     from mmserver.experiments.simulating import Scenario
-    from mmserver.web.experiment_bodies import rest_of
 
     given = {name: value for name, value in world.items() if value is not None}
     if traffic_split is not None:

@@ -11,7 +11,7 @@ from sqlalchemy import insert, select
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.store import Store
-from mmserver.errors import ExperimentStatusConflict, ExperimentUndecided, MmserverError
+from mmserver.errors import ExperimentStatusConflict, ExperimentUndecided, MmserverError, NotRecommended
 from mmserver.experiments.analysing import Analysis, analyse
 from mmserver.experiments.deciding import Decision, Design, Looks, Recommendation
 from mmserver.experiments.experiments import (
@@ -97,12 +97,19 @@ def stop_and_report(store: Store, totals: Totals, experiment_id: str, by: Actor)
 
 
 def apply_result(
-    store: Store, totals: Totals, experiment_id: str, by: Actor, *, action: Applied | None = None
+    store: Store,
+    totals: Totals,
+    experiment_id: str,
+    by: Actor,
+    *,
+    action: Applied | None = None,
+    only_if_recommended: bool = False,
 ) -> tuple[Experiment, dict[str, Any]]:
     """Do what the decision of this moment says, or `action`; one that runs is stopped first. An experiment is applied once.
 
     promote: the treatment's version comes into production of its model. rollback and keep: the control stays; where the treatment
-    is in production of the same model, the control takes its place.
+    is in production of the same model, the control takes its place. With `only_if_recommended`, `action` is done only where the decision
+    says it too.
 
     Returns:
         the experiment, and what was changed in the registry: `promoted`, a model and version, or None
@@ -111,6 +118,7 @@ def apply_result(
         ExperimentNotFound, ReadOnly, ModelNotFound, VersionNotFound
         ExperimentStatusConflict: it was never started, or was applied before.
         ExperimentUndecided: the decision is to go on, or the experiment is invalid, and no action is named.
+        NotRecommended
     """
     experiment = get_experiment(store, experiment_id)
     if experiment.status in (DRAFT, APPLIED):
@@ -118,11 +126,15 @@ def apply_result(
         raise ExperimentStatusConflict(experiment_id=experiment_id, status=experiment.status, instead=instead)
     decision, inputs = _decided(store, totals, experiment)
     recommendation = decision.recommendation
-    chosen = action or _recommended(recommendation)
-    _keep(store, experiment, decision, inputs, "asked" if chosen is None else "applied")
+    recommended = recommended_action(recommendation)
+    chosen = action or recommended
+    is_refused = chosen is None or (only_if_recommended and chosen != recommended)
+    _keep(store, experiment, decision, inputs, "asked" if is_refused else "applied")
     if chosen is None:
         reason = f"{recommendation.verdict} ({'; '.join(recommendation.reasons)})"
         raise ExperimentUndecided(experiment_id=experiment_id, reason=reason)
+    if is_refused:
+        raise NotRecommended(experiment_id=experiment_id, action=chosen, verdict=recommendation.verdict)
     stop_experiment(store, experiment_id, by)
     promoted = _put_into_production(store, experiment, chosen, by)
     detail = {"promoted": promoted, "recommended": recommendation.verdict, "is_asked_for": action is not None}
@@ -140,6 +152,13 @@ def evaluate_running(store: Store, totals: Callable[[], Totals]) -> None:
             _look_at(store, totals(), experiment)
         except MmserverError as error:
             log.warning("experiment %s: %s", experiment.experiment_id, error)
+
+
+def recommended_action(recommendation: Recommendation) -> Applied | None:
+    """What a recommendation would have done; None where it is to go on, or means nothing."""
+    if recommendation.verdict == "no_difference":
+        return "keep"
+    return None if recommendation.action == "continue" else recommendation.action
 
 
 def design_of(experiment: Experiment) -> Design:
@@ -184,17 +203,11 @@ def _keep(store: Store, experiment: Experiment, decision: Decision, inputs: Inpu
 
 def _look_at(store: Store, totals: Totals, experiment: Experiment) -> None:
     recommendation = evaluate_experiment(store, totals, experiment, "scheduled").recommendation
-    chosen = _recommended(recommendation)
+    chosen = recommended_action(recommendation)
     if experiment.auto and chosen is not None and experiment.overruled_by is None:
         apply_result(store, totals, experiment.experiment_id, SCHEDULE)
     elif experiment.deadline_at is not None and store.now() >= experiment.deadline_at:
         stop_and_report(store, totals, experiment.experiment_id, SCHEDULE)
-
-
-def _recommended(recommendation: Recommendation) -> Applied | None:
-    if recommendation.verdict == "no_difference":
-        return "keep"
-    return None if recommendation.action == "continue" else recommendation.action
 
 
 def _put_into_production(store: Store, experiment: Experiment, chosen: Applied, by: Actor) -> dict[str, str] | None:

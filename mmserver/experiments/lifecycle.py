@@ -14,7 +14,13 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.store import Store
-from mmserver.errors import ExperimentConflict, ExperimentStatusConflict, ExperimentTaken, RequestInvalid
+from mmserver.errors import (
+    ExperimentConflict,
+    ExperimentStatusConflict,
+    ExperimentTaken,
+    RequestInvalid,
+    VersionChanged,
+)
 from mmserver.experiments.assignment import HASH_VERSION, salt_of
 from mmserver.experiments.experiments import (
     APPLIED,
@@ -27,7 +33,7 @@ from mmserver.experiments.experiments import (
     find_experiment,
     slice_from_row,
 )
-from mmserver.experiments.planning import Plan, checked_weight, resolved_arms
+from mmserver.experiments.planning import Plan, checked_weight, given_share, resolved_arms
 from mmserver.storage.audit import record_audit
 from mmserver.storage.tables import AuditRow, ExperimentPhaseRow, ExperimentRow
 from mmserver.storage.times import text_from_datetime
@@ -100,17 +106,29 @@ def start_experiment(store: Store, experiment_id: str, by: Actor) -> Experiment:
 
 
 def ramp_experiment(
-    store: Store, experiment_id: str, treatment_weight: float, by: Actor, *, redraw: bool = False
+    store: Store,
+    experiment_id: str,
+    treatment_weight: float,
+    by: Actor,
+    *,
+    redraw: bool = False,
+    from_phase: int | None = None,
+    where: str = "treatment_share",
 ) -> Experiment:
     """Go on with another weight, in a new phase. A greater one only adds treated units; for a smaller one, and with `redraw` for
     any, the units are drawn anew.
+
+    Args:
+        from_phase: the phase that whoever asks has seen; any where it is None.
+        where: the field that the weight was given in, for what is said of it; see `given_share`.
 
     Raises:
         ExperimentNotFound
         ExperimentStatusConflict: it does not run.
         RequestInvalid: the weight is not within 0 and 1, or smaller without `redraw`: treated units would go back.
+        VersionChanged: it is in another phase than `from_phase`.
     """
-    checked_weight(treatment_weight, "traffic_split")
+    checked_weight(treatment_weight, where)
 
     def ramp(connection: Connection, at: str) -> None:
         row = _in_status(connection, experiment_id, (RUNNING,), "only a running experiment has a ramp")
@@ -118,12 +136,13 @@ def ramp_experiment(
         last = connection.execute(phases.order_by(ExperimentPhaseRow.phase.desc()).limit(1)).one()
         if treatment_weight == last.treatment_weight and not redraw:
             return
+        if from_phase not in (None, last.phase):
+            now = f"phase {last.phase}, where the treatment has {last.treatment_weight:g} of the units,"
+            raise VersionChanged(what=f"experiment {experiment_id}", current=now)
         if treatment_weight < last.treatment_weight and not redraw:
-            problem = (
-                f"the treatment's weight is {last.treatment_weight:g}; with {treatment_weight:g} treated units would go back: "
-                "draw all units anew (redraw), or stop"
-            )
-            raise RequestInvalid(problem, errors=[{"loc": "traffic_split", "msg": problem}])
+            before, after = (given_share(weight, where) for weight in (last.treatment_weight, treatment_weight))
+            problem = f"it is {before:g} now; with {after:g} treated units would go back: draw all units anew (redraw), or stop"
+            raise RequestInvalid(f"{where}: {problem}", errors=[{"loc": where, "msg": problem}])
         phase = last.phase + 1
         salt = salt_of(experiment_id, phase) if redraw else last.salt
         values = {"phase": phase, "salt": salt, "treatment_weight": treatment_weight, "started_at": at}

@@ -14,10 +14,13 @@ from mmserver.catalog.symbols import ALL_SYMBOLS, comparable_symbol
 from mmserver.errors import NameInvalid, RequestInvalid
 from mmserver.experiments.assignment import NamespaceSlice, UnitKind
 from mmserver.experiments.experiments import Mode
-from mmserver.experiments.policies import Policy, policy_from
+from mmserver.experiments.policies import Policy, PolicyInvalid, policy_from
 from mmserver.registry.finding import find_model, find_version
 from mmserver.storage.tables import GroupRow, MembershipRow
 
+TRAFFIC_SPLIT = "traffic_split"
+_SHARE_DIGITS = 12
+"""Of what is left of 1: 1 - 0.9 is 0.09999999999999998 in binary."""
 DEFAULT_BLOCK_S = 3600.0
 MAX_BLOCK_S = 366 * 86400.0
 UNITS: Mapping[str, UnitKind] = {
@@ -83,7 +86,7 @@ def checked_plan(
         experiment_id=_checked_id(experiment_id),
         control=control,
         treatment=treatment,
-        treatment_weight=checked_weight(treatment_weight, "traffic_split"),
+        treatment_weight=checked_weight(treatment_weight, TRAFFIC_SPLIT),
         mode=cast(Mode, mode),
         unit=UNITS[unit],
         block_s=float(block_s),
@@ -99,11 +102,21 @@ def checked_weight(weight: float, where: str) -> float:
     """The weight, within 0 and 1.
 
     Raises:
-        RequestInvalid: it is not; `where` is the field.
+        RequestInvalid: it is not; `where` is the field that it was given in.
     """
     if not 0.0 <= weight <= 1.0:
-        _refuse(where, f"must be from 0 to 1, not {weight if where != 'traffic_split' else 1.0 - weight:g}")
+        _refuse(where, f"must be from 0 to 1, not {given_share(weight, where):g}")
     return float(weight)
+
+
+def given_share(weight: float, where: str) -> float:
+    """The treatment's weight as the field `where` has it: `traffic_split` is the control's share, any other the treatment's."""
+    return rest_of(weight) if where == TRAFFIC_SPLIT else weight
+
+
+def rest_of(share: float) -> float:
+    """What is left of 1."""
+    return round(1.0 - share, _SHARE_DIGITS)
 
 
 def resolved_arms(
@@ -170,8 +183,8 @@ def _checked_policy(policy: Any) -> Policy:
         policy = {"policy": policy or "sequential"}
     try:
         return policy_from(policy)
-    except ValueError as error:
-        _refuse("policy", str(error))
+    except PolicyInvalid as error:
+        _refuse(f"policy.{error.part}" if error.part else "policy", str(error))
 
 
 def _refuse(where: str, problem: str) -> NoReturn:

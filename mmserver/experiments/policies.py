@@ -5,12 +5,24 @@ only if looked at once, at an end that was planned, and wrong about half the tim
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
 HOURS_PER_DAY = 24.0
+_PART_IN_MESSAGE = re.compile(
+    r"Object contains unknown field `(?P<unknown>[^`]*)`|.* - at `\$\.(?P<at>\w+)`", re.DOTALL
+)
+
+
+class PolicyInvalid(ValueError):
+    """What is to be a policy is none; `part` names the number that does not fit, and is "" where none does."""
+
+    def __init__(self, problem: str, part: str) -> None:
+        super().__init__(problem)
+        self.part = part
 
 
 class _Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="policy"):
@@ -72,10 +84,10 @@ class _Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             value = getattr(self, name)
             least, most = self.LIMITS[name]
             if value is not None and not (_is_number(value) and least <= value <= most):
-                raise ValueError(f"{name} is {value}; it must be a number from {least:g} to {most:g}")
+                raise PolicyInvalid(f"{name} is {value}; it must be a number from {least:g} to {most:g}", name)
         if self.max_hours is not None and self.max_hours < self.min_hours:
-            raise ValueError(
-                f"max_hours is {self.max_hours}; it must not be below min_hours, which is {self.min_hours}"
+            raise PolicyInvalid(
+                f"max_hours is {self.max_hours}; it must not be below min_hours, which is {self.min_hours}", "max_hours"
             )
 
     @property
@@ -111,11 +123,18 @@ def policy_from(value: Any) -> Policy:
     """The policy of a JSON object such as `{"policy": "classic", "min_hours": 48}`; `sequential` where it has no name.
 
     Raises:
-        ValueError: a field is unknown, of the wrong kind or out of its limits; the message names it.
+        PolicyInvalid: a field is unknown, of the wrong kind or out of its limits; the message names it.
     """
     if isinstance(value, Mapping) and "policy" not in value:
         value = {"policy": "sequential", **value}
-    policy: Policy = msgspec.convert(value, SequentialPolicy | ClassicPolicy)
+    try:
+        policy: Policy = msgspec.convert(value, SequentialPolicy | ClassicPolicy)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, PolicyInvalid):
+            raise error.__cause__ from None
+        found = _PART_IN_MESSAGE.fullmatch(str(error))
+        part = (found["unknown"] or found["at"]) if found else ""
+        raise PolicyInvalid(str(error), "" if part == "policy" else part) from error
     return policy
 
 

@@ -7,12 +7,10 @@ import msgspec
 
 from mmserver.experiments.analysing import Analysis
 from mmserver.experiments.experiments import Applied, Evaluation, Experiment, Mode, Status
-from mmserver.experiments.planning import DEFAULT_BLOCK_S, Plan, checked_plan
+from mmserver.experiments.planning import DEFAULT_BLOCK_S, Plan, checked_plan, rest_of
 from mmserver.experiments.policies import Policy
 
 Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
-_SHARE_DIGITS = 12
-"""Of a share and what is left of 1: 1 - 0.9 is 0.09999999999999998 in binary."""
 
 
 class NamespaceBody(msgspec.Struct, frozen=True):
@@ -201,11 +199,6 @@ def changed_plan(experiment: Experiment, body: ChangeExperiment) -> Plan:
     )
     named = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not None}
     return plan_from_body(msgspec.structs.replace(before, **named))
-
-
-def rest_of(share: float) -> float:
-    """What is left of 1."""
-    return round(1.0 - share, _SHARE_DIGITS)
 
 
 def item_from_experiment(experiment: Experiment) -> ExperimentItem:

@@ -9,7 +9,7 @@ import flask
 from mmserver.experiments import lifecycle
 from mmserver.experiments.evaluating import analyse_experiment, apply_result, stop_and_report
 from mmserver.experiments.experiments import STATUSES, get_experiment, list_evaluations, list_experiments
-from mmserver.experiments.planning import checked_weight
+from mmserver.experiments.planning import TRAFFIC_SPLIT, rest_of
 from mmserver.web.current import current_actor, current_experimenter, current_store
 from mmserver.web.experiment_bodies import (
     AppliedExperiment,
@@ -25,7 +25,6 @@ from mmserver.web.experiment_bodies import (
     item_from_experiment,
     plan_from_body,
     report_from_analysis,
-    rest_of,
 )
 from mmserver.web.late_routes import EXPERIMENTS_RULE
 from mmserver.web.requests import query_number, query_text, read_body, refuse_parameter
@@ -84,8 +83,14 @@ def post_start(experiment_id: str) -> flask.Response:
 def post_ramp(experiment_id: str) -> flask.Response:
     """Go on with another share, in a new phase."""
     body = read_body(flask.request, RampExperiment)
-    weight = checked_weight(rest_of(body.traffic_split), "traffic_split")
-    ramped = lifecycle.ramp_experiment(current_store(), experiment_id, weight, current_actor(), redraw=body.redraw)
+    ramped = lifecycle.ramp_experiment(
+        current_store(),
+        experiment_id,
+        rest_of(body.traffic_split),
+        current_actor(),
+        redraw=body.redraw,
+        where=TRAFFIC_SPLIT,
+    )
     return json_response(item_from_experiment(ramped))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mmserver.experiments.policies import ClassicPolicy, Policy, SequentialPolicy, policy_from
+from mmserver.experiments.policies import ClassicPolicy, Policy, PolicyInvalid, SequentialPolicy, policy_from
 
 
 def test_a_policy_without_a_name_is_sequential_with_the_documented_numbers() -> None:
@@ -35,8 +35,9 @@ def test_every_number_has_limits() -> None:
 def test_a_number_that_is_none_is_refused_by_its_name(name: str, side: str) -> None:
     least, most = SequentialPolicy.LIMITS[name]
     wrong = {"below": least - 1, "above": most + 1, "text": "many", "true": True}[side]
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(PolicyInvalid, match=name) as refused:
         policy_from({name: int(wrong) if side in {"below", "above"} and wrong == int(wrong) else wrong})
+    assert refused.value.part == name
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -113,8 +113,8 @@ def test_experiments_are_listed_by_status_and_page(lab: Any) -> None:
         pytest.param({"control_model": "nobody"}, 404, "model_not_found", None, id="unknown-model"),
         pytest.param({"treatment_model": "alpha"}, 400, "request_invalid", "treatment_version", id="same-arms"),
         pytest.param({"unit": "moon"}, 400, "request_invalid", "unit", id="unknown-unit"),
-        pytest.param({"policy": {"alpha": 2}}, 400, "request_invalid", "policy", id="policy-out-of-limits"),
-        pytest.param({"policy": {"alhpa": 0.1}}, 400, "request_invalid", "policy", id="policy-misspelt"),
+        pytest.param({"policy": {"alpha": 2}}, 400, "request_invalid", "policy.alpha", id="policy-out-of-limits"),
+        pytest.param({"policy": {"alhpa": 0.1}}, 400, "request_invalid", "policy.alhpa", id="policy-misspelt"),
         pytest.param({"experiment_id": "../x"}, 400, "request_invalid", "experiment_id", id="bad-name"),
         pytest.param(
             {"deadline_at": "2020-01-01T00:00:00Z"}, 400, "request_invalid", "deadline_at", id="deadline-over"
@@ -131,6 +131,19 @@ def test_a_plan_that_does_not_fit_is_refused_by_its_field(
     if loc is not None:
         assert refused.json["errors"][0]["loc"] == loc
     assert lab.json(ROOT)["items"] == []
+
+
+def test_a_ramp_that_does_not_fit_is_refused_in_the_words_of_its_body(lab: Any) -> None:
+    create(lab, traffic_split=0.75)
+    for asked, problem in (
+        (1.5, "must be from 0 to 1, not 1.5"),
+        (-0.25, "must be from 0 to 1, not -0.25"),
+        (0.9, "it is 0.75 now; with 0.9 treated units would go back: draw all units anew (redraw), or stop"),
+    ):
+        refused = lab.client.post(f"{ROOT}/exp/ramp", json={"traffic_split": asked})
+        assert (refused.status_code, refused.json["detail"]) == (400, f"traffic_split: {problem}")
+        assert refused.json["errors"] == [{"loc": "traffic_split", "msg": problem}]
+    assert len(lab.json(f"{ROOT}/exp")["phases"]) == 1
 
 
 def test_two_on_one_model_are_refused_and_a_running_one_is_not_changed(lab: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mmserver.errors import ExperimentStatusConflict, ExperimentUndecided
+from mmserver.errors import ExperimentStatusConflict, ExperimentUndecided, NotRecommended
 from mmserver.experiments.evaluating import apply_result, evaluate_running, stop_and_report
 from mmserver.experiments.experiments import get_experiment, list_evaluations
 from mmserver.experiments.observations.log import ObservationLog
@@ -140,6 +140,17 @@ def test_an_undecided_experiment_is_applied_only_by_a_named_action(running: Call
     assert (experiment.status, experiment.applied, done["promoted"]) == ("applied", "keep", None)
     kept = list_evaluations(trial.bench.store, experiment.key, 10)
     assert [one.reason for one in kept] == ["applied", "asked"]
+
+
+def test_what_is_not_recommended_is_refused_where_only_that_is_to_be_done(running: Callable[..., Trial]) -> None:
+    trial = running()
+    trial.observe(control_right=0.5, treatment_right=0.7)
+    for action in ("rollback", "keep"):
+        with pytest.raises(NotRecommended, match="verdict is promote"):
+            apply_result(trial.bench.store, trial.log, "exp", TEST, action=action, only_if_recommended=True)
+    assert get_experiment(trial.bench.store, "exp").status == "running"
+    experiment, _ = apply_result(trial.bench.store, trial.log, "exp", TEST, action="promote", only_if_recommended=True)
+    assert experiment.applied == "promote"
 
 
 @pytest.mark.parametrize(("auto", "status"), [(False, "stopped"), (True, "applied")])

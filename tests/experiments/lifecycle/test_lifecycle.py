@@ -15,6 +15,7 @@ from mmserver.errors import (
     ModelNotFound,
     ReadOnly,
     RequestInvalid,
+    VersionChanged,
     VersionInUse,
     VersionNotFound,
 )
@@ -151,6 +152,15 @@ def test_a_smaller_weight_draws_the_units_anew_or_is_refused(three: Bench, creat
     redrawn = ramp_experiment(three.store, "exp", 0.2, TEST, redraw=True)
     assert [phase.salt for phase in redrawn.phases] == ["exp:1", "exp:2"]
     assert len(ramp_experiment(three.store, "exp", 0.2, TEST).phases) == 2  # the same wish again changes nothing
+
+
+def test_a_ramp_from_another_phase_than_was_seen_changes_nothing(three: Bench, create: Create) -> None:
+    create(three.store, treatment_weight=0.25)
+    ramp_experiment(three.store, "exp", 0.5, TEST, redraw=True, from_phase=1)
+    with pytest.raises(VersionChanged, match=r"phase 2, where the treatment has 0\.5"):
+        ramp_experiment(three.store, "exp", 0.5, TEST, redraw=True, from_phase=1)
+    assert len(ramp_experiment(three.store, "exp", 0.5, TEST, from_phase=1).phases) == 2  # it is so already
+    assert len(ramp_experiment(three.store, "exp", 0.75, TEST, from_phase=2).phases) == 3
 
 
 def test_what_has_ended_stays_ended(three: Bench, create: Create) -> None:
