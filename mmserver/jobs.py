@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mmserver.catalog.history import apply_retention
 from mmserver.catalog.store import Store
 from mmserver.errors import MmserverError, ModelNotFound, SandboxUnavailable
-from mmserver.storage.audit import list_audit
+from mmserver.storage.audit import newest_change_id
 from mmserver.storage.lease import Lease
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ class Jobs:
         from mmserver.storage.snapshots import create_snapshot, rotate_snapshots
 
         with self._store.database.read() as connection:
-            newest = next(iter(list_audit(connection, 1)), None)
-        newest_id = newest.id if newest else 0
+            newest_id = newest_change_id(connection)
         if newest_id == self._snapshot_audit_id:
             return
         create_snapshot(self._store.database, self._snapshots_dir, self._store.now())

@@ -15,6 +15,7 @@ from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from mmserver.errors import DatabaseCorrupt, SchemaOutdated
+from mmserver.storage.audit_chain import FIRST_HEAD, HEAD_KEY, TRIGGERS
 from mmserver.storage.database import Database, open_database
 from mmserver.storage.files import disk_errors, fsync_directory
 from mmserver.storage.revision import HEAD, check_revision
@@ -162,7 +163,11 @@ def _check_that_none_was_lost(path: Path, snapshots_dir: Path) -> None:
 
 def _fill(path: Path, now: datetime) -> None:
     """Make everything in an empty file; all of it is in the file itself afterwards, not in a write-ahead log."""
-    facts = {"generation_id": secrets.token_hex(16), "created_at": text_from_datetime(now)}
+    facts = {
+        "generation_id": secrets.token_hex(16),
+        "created_at": text_from_datetime(now),
+        HEAD_KEY: FIRST_HEAD.text(),
+    }
     connection = None
     try:
         connection = connect(path, "rw")
@@ -187,6 +192,7 @@ def _creating_statements() -> Iterator[str]:
         yield str(CreateTable(table).compile(dialect=sqlite))
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             yield str(CreateIndex(index).compile(dialect=sqlite))
+    yield from TRIGGERS.values()
 
 
 def _alembic_version() -> Table:

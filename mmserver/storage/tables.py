@@ -419,7 +419,10 @@ class ExperimentEvaluationRow(Row):
 
 
 class AuditRow(Row):
-    """One row for each change, written in the change's own transaction; order is by id, not by time."""
+    """One row for each change, written in the change's own transaction; order is by id, not by time.
+
+    Triggers keep rows from being changed or deleted, and `hash` chains them: see `audit_chain`.
+    """
 
     __tablename__ = "audit"
     # what was done to one thing in a span of time is looked for by predictions as of a moment
@@ -432,6 +435,7 @@ class AuditRow(Row):
     target: Mapped[str] = required(Text)
     detail: Mapped[str] = required(Text)  # JSON object
     request_id: Mapped[str | None] = optional(Text)
+    hash: Mapped[str] = required(Text)
 
 
 class ApiKeyRow(Row):

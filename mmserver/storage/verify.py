@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmserver.errors import BlobCorrupt, SnapshotInvalid
+from mmserver.storage.audit_chain import TRIGGERS
 from mmserver.storage.decoding import StoredBlob, decoded_blob
 from mmserver.storage.files import sha256_of_file
 from mmserver.storage.sqlite import APPLICATION_ID, connect, sqlite_module
@@ -46,11 +47,12 @@ def facts_of_database(path: Path, connection: sqlite3.Connection) -> dict[str, A
     """
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise SnapshotInvalid(path=str(path), reason="this is not a database of mmserver")
-    objects = connection.execute("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
-    foreign = [name for kind, name in objects if kind not in ("table", "index")]
+    objects = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
+    # a trigger that is not ours, even under the name of one of ours, would do what its maker wants with every change
+    foreign = [name for kind, name, sql in objects if kind not in ("table", "index") and TRIGGERS.get(name) != sql]
     if foreign:
-        raise SnapshotInvalid(path=str(path), reason=f"mmserver makes no views or triggers, but here is {foreign[0]!r}")
-    tables = sorted(name for kind, name in objects if kind == "table")
+        raise SnapshotInvalid(path=str(path), reason=f"mmserver makes no such view or trigger: {foreign[0]!r}")
+    tables = sorted(name for kind, name, _ in objects if kind == "table")
     missing = sorted({"meta", "alembic_version", "blobs"} - set(tables))
     if missing:
         raise SnapshotInvalid(path=str(path), reason=f"tables are missing: {', '.join(missing)}")

@@ -26,7 +26,7 @@ def put(database: Database, key: str, value: str = "") -> None:
 
 def keys(database: Database) -> set[str]:
     with database.read() as connection:
-        return set(connection.scalars(select(MetaRow.key))) - {"generation_id", "created_at"}
+        return set(connection.scalars(select(MetaRow.key))) - {"generation_id", "created_at", "audit_head"}
 
 
 def pragma(connection: Connection, name: str) -> Any:

@@ -11,10 +11,11 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, StaticPool, create_engine, select, text
+from sqlalchemy import Connection, StaticPool, create_engine, inspect, select, text
 
 from mmserver.errors import DatabaseCorrupt, SchemaOutdated, SchemaTooNew, SnapshotInvalid
 from mmserver.storage import revision, schema
+from mmserver.storage.audit import record_audit, verify_audit
 from mmserver.storage.data_dir import DataDir
 from mmserver.storage.database import Database, open_database
 from mmserver.storage.schema import alembic_config, check_schema, migrate, upgrade_database
@@ -113,7 +114,7 @@ def test_a_log_without_its_database_is_not_replaced_by_an_empty_database(data_di
     assert not data_dir.database_path.exists()
 
 
-@pytest.mark.parametrize("found", ["0006", "9999", "abc", "00001"])
+@pytest.mark.parametrize("found", ["0008", "9999", "abc", "00001"])
 def test_a_newer_schema_is_refused_and_not_a_byte_is_changed(
     database_path: Path, data_dir: DataDir, found: str
 ) -> None:
@@ -139,7 +140,7 @@ def test_groups_of_the_first_schema_keep_their_rows_and_never_share_an_id(full: 
         connection.execute(text("DELETE FROM groups WHERE id = 99"))
     migrate(full)
     made_since = ("registered_versions", "stages", "promotions", "optimizations", "used_labels", "experiments",
-                  "experiment_phases", "experiment_evaluations")  # fmt: skip
+                  "experiment_phases", "experiment_evaluations", "api_keys")  # fmt: skip
     assert content(full) == {**before, **{name: [] for name in made_since}}
     with full.write() as connection:
         row = dict(connection.execute(text("SELECT * FROM groups WHERE id = 1")).one()._mapping)
@@ -155,6 +156,23 @@ def test_labels_that_were_registered_before_are_taken_over_as_used(full: Databas
     assert content(full)["used_labels"] == [(f"name {i}", f"label {i}", f"content_sha256 {i}") for i in range(3)]
 
 
+def test_rows_from_before_the_chain_are_chained_as_they_are_and_new_ones_follow(full: Database) -> None:
+    before = content(full)["audit"]
+    migrate(full, lambda config: command.downgrade(config, "0006"))
+    with full.write() as connection:
+        assert "hash" not in {column["name"] for column in inspect(connection).get_columns("audit")}
+        # rows of that time could be deleted; what is left is what there is to chain
+        connection.execute(text("DELETE FROM audit WHERE id = 2"))
+        connection.execute(text("INSERT INTO audit VALUES (9, 'at', 'é\n', 'action', 'target', '{}', NULL)"))
+        connection.execute(text("DELETE FROM audit WHERE id = 9"))
+    migrate(full)
+    assert [row[:-1] for row in content(full)["audit"]] == [before[0][:-1], before[2][:-1]]
+    assert (verify_audit(full).reason, verify_audit(full).n_rows) == (None, 2)
+    with full.write() as connection:
+        record_audit(connection, at="at", actor="a", action="b", target="c", detail={}, request_id=None)
+    assert (verify_audit(full).reason, verify_audit(full).n_rows) == (None, 3)
+
+
 # --- a later migration ----------------------------------------------------------------------------------------------------
 
 REBUILD_MODELS = '''
@@ -162,8 +180,8 @@ REBUILD_MODELS = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0008"
+down_revision = "0007"
 
 def upgrade():
     with op.batch_alter_table("models", recreate="always") as batch:
@@ -183,7 +201,7 @@ def later(tmp_path: Path) -> Callable[[str], Path]:
     def make(then: str = "pass") -> Path:
         directory = tmp_path / "later 100%"
         directory.mkdir()
-        (directory / "0006_later.py").write_text(REBUILD_MODELS.format(then=then))
+        (directory / "0008_later.py").write_text(REBUILD_MODELS.format(then=then))
         return directory
 
     return make
@@ -213,9 +231,9 @@ def test_up_down_and_up_again_keeps_every_row_of_every_table(full: Database, lat
         assert content(full) == before
         with full.read() as connection:
             assert connection.execute(text("SELECT count(note) FROM models")).scalar() == 0
-        migrate(full, lambda config: command.downgrade(config, "0005"), version_dirs)
+        migrate(full, lambda config: command.downgrade(config, "0007"), version_dirs)
         assert content(full) == before
-    assert check_schema(full).revision == "0005"
+    assert check_schema(full).revision == "0007"
     assert set(objects(full.path)) == set(objects_before)
 
 
@@ -256,8 +274,8 @@ def test_a_migration_that_fails_changes_nothing(
 def a_later_release(monkeypatch: pytest.MonkeyPatch, later: Callable[[], Path], full: Database) -> Database:
     """This mmserver, one migration later, and a database that the earlier one left full."""
     directory = later()
-    monkeypatch.setattr(revision, "HEAD", "0006")
-    monkeypatch.setattr(schema, "HEAD", "0006")
+    monkeypatch.setattr(revision, "HEAD", "0008")
+    monkeypatch.setattr(schema, "HEAD", "0008")
     monkeypatch.setattr(schema, "migrate", lambda database: migrate(database, version_dirs=[directory]))
     return full
 
@@ -270,10 +288,10 @@ def test_an_upgrade_of_an_older_database_takes_a_verified_snapshot_first(
     with pytest.raises(SchemaOutdated, match="mmserver db upgrade"):
         check_schema(full)
     done = upgrade_database(full, data_dir.snapshots_dir, now=now)
-    assert (done.found, done.revision) == ("0005", "0006")
+    assert (done.found, done.revision) == ("0007", "0008")
     assert done.snapshot is not None
     assert [done.snapshot] == list_snapshots(data_dir.snapshots_dir)
-    assert verify_snapshot(done.snapshot.path).schema_revision == "0005"
+    assert verify_snapshot(done.snapshot.path).schema_revision == "0007"
     assert content(full) == before
     assert upgrade_database(full, data_dir.snapshots_dir, now=now).snapshot is None
 

@@ -43,7 +43,8 @@ def put(database: Database, key: str, value: str = "") -> None:
 
 def keys(database: Database) -> set[str]:
     with database.read() as connection:
-        return set(connection.scalars(select(MetaRow.key))) - {"generation_id", "created_at", "snapshot_created_at"}
+        facts = {"generation_id", "created_at", "snapshot_created_at", "audit_head"}
+        return set(connection.scalars(select(MetaRow.key))) - facts
 
 
 def keys_at(path: Path) -> set[str]:
@@ -196,6 +197,14 @@ DAMAGES = [
         lambda path: change(path, "CREATE TRIGGER t AFTER INSERT ON audit BEGIN DELETE FROM models; END"),
         "'t'",
         id="trigger",
+    ),
+    pytest.param(
+        lambda path: (
+            change(path, "DROP TRIGGER audit_no_delete;")
+            or change(path, "CREATE TRIGGER audit_no_delete AFTER INSERT ON audit BEGIN DELETE FROM models; END")
+        ),
+        "'audit_no_delete'",
+        id="trigger-under-our-name",
     ),
     pytest.param(lambda path: Path(f"{path}-wal").write_bytes(b"x"), "write-ahead log", id="log-beside-it"),
 ]
