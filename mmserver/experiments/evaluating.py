@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import insert, select
 
 from mmserver.catalog.catalog import Actor
+from mmserver.catalog.running import ArmVersion
 from mmserver.catalog.store import Store
 from mmserver.errors import ExperimentStatusConflict, ExperimentUndecided, MmserverError, NotRecommended
 from mmserver.experiments.analysing import Analysis, analyse
@@ -18,6 +19,7 @@ from mmserver.experiments.experiments import (
     APPLIED,
     DRAFT,
     RUNNING,
+    STOPPED,
     Applied,
     Experiment,
     get_experiment,
@@ -26,7 +28,6 @@ from mmserver.experiments.experiments import (
 from mmserver.experiments.lifecycle import note_applied, stop_experiment
 from mmserver.experiments.replaying import Inputs, evaluate, inputs_json
 from mmserver.experiments.totals import ExperimentTotals
-from mmserver.registry import stages
 from mmserver.registry.finding import find_model, in_stage
 from mmserver.storage.tables import ExperimentEvaluationRow
 from mmserver.storage.times import text_from_datetime
@@ -47,6 +48,12 @@ class Totals(Protocol):
     def read_totals(self, experiment_key: int) -> ExperimentTotals:
         """The sums of one experiment."""
 
+    def read_looks(self, experiment_key: int) -> int:
+        """The number of the last look at them that was noted beside them."""
+
+    def note_looks(self, experiment_key: int, n: int) -> None:
+        """Note a look beside them."""
+
 
 class KeptDecision(msgspec.Struct, frozen=True, kw_only=True):
     """A decision as it is kept beside its inputs; `looks` are what the next one goes on from."""
@@ -63,12 +70,13 @@ def analyse_experiment(store: Store, totals: Totals, experiment: Experiment) -> 
     """
     if not store.read_only:
         totals.flush()
+    looks = _last_looks(store, experiment)
     return analyse(
-        totals.read_totals(experiment.log_key),
+        _sound_totals(totals, experiment, looks),
         policy=experiment.policy,
         design=design_of(experiment),
         now=_now(store, experiment),
-        looks=_last_looks(store, experiment),
+        looks=looks,
     )
 
 
@@ -91,7 +99,7 @@ def stop_and_report(store: Store, totals: Totals, experiment_id: str, by: Actor)
     """
     before = get_experiment(store, experiment_id)
     experiment = stop_experiment(store, experiment_id, by)
-    if before.status == RUNNING:
+    if before.status == RUNNING or _lacks_last_look(store, experiment):
         evaluate_experiment(store, totals, experiment, "stopped")
     return experiment, analyse_experiment(store, totals, experiment)
 
@@ -135,10 +143,10 @@ def apply_result(
         raise ExperimentUndecided(experiment_id=experiment_id, reason=reason)
     if is_refused:
         raise NotRecommended(experiment_id=experiment_id, action=chosen, verdict=recommendation.verdict)
-    stop_experiment(store, experiment_id, by)
-    promoted = _put_into_production(store, experiment, chosen, by)
+    wanted = _wanted_in_production(store, experiment, chosen)
+    promoted = None if wanted is None else {"model_name": wanted.model_name, "version": wanted.version}
     detail = {"promoted": promoted, "recommended": recommendation.verdict, "is_asked_for": action is not None}
-    return note_applied(store, experiment_id, chosen, detail, by), detail
+    return note_applied(store, experiment_id, chosen, detail, by, promoting=wanted), detail
 
 
 def evaluate_running(store: Store, totals: Callable[[], Totals]) -> None:
@@ -177,13 +185,25 @@ def design_of(experiment: Experiment) -> Design:
 def _decided(store: Store, totals: Totals, experiment: Experiment) -> tuple[Decision, Inputs]:
     store.check_writable()
     totals.flush()
-    return evaluate(
-        totals.read_totals(experiment.log_key),
-        policy=experiment.policy,
-        design=design_of(experiment),
-        now=_now(store, experiment),
-        looks=_last_looks(store, experiment),
+    looks = _last_looks(store, experiment)
+    found = _sound_totals(totals, experiment, looks)
+    decision, inputs = evaluate(
+        found, policy=experiment.policy, design=design_of(experiment), now=_now(store, experiment), looks=looks
     )
+    if not found.has_lost_observations:  # else the next look must find the same
+        totals.note_looks(experiment.log_key, decision.looks.n)
+    return decision, inputs
+
+
+def _sound_totals(totals: Totals, experiment: Experiment, looks: Looks | None) -> ExperimentTotals:
+    """The sums, marked where they are not those that the last look was made from, grown since.
+
+    Phases that the experiment does not have are left out: they are of a database that an older copy has replaced.
+    """
+    found = totals.read_totals(experiment.log_key)
+    known = {number: phase for number, phase in found.phases.items() if number in experiment.treatment_weights}
+    has_lost = looks is not None and totals.read_looks(experiment.log_key) < looks.n
+    return ExperimentTotals(phases=known, has_lost_observations=has_lost or len(known) < len(found.phases))
 
 
 def _keep(store: Store, experiment: Experiment, decision: Decision, inputs: Inputs, reason: Reason) -> None:
@@ -210,16 +230,12 @@ def _look_at(store: Store, totals: Totals, experiment: Experiment) -> None:
         stop_and_report(store, totals, experiment.experiment_id, SCHEDULE)
 
 
-def _put_into_production(store: Store, experiment: Experiment, chosen: Applied, by: Actor) -> dict[str, str] | None:
+def _wanted_in_production(store: Store, experiment: Experiment, chosen: Applied) -> ArmVersion | None:
     control, treatment = experiment.control, experiment.treatment
     if chosen == "promote":
-        wanted = treatment
-    elif control.model_name == treatment.model_name and _is_in_production(store, experiment):
-        wanted = control
-    else:
-        return None
-    stages.promote(store, wanted.model_name, wanted.version, by)
-    return {"model_name": wanted.model_name, "version": wanted.version}
+        return treatment
+    is_replaced = control.model_name == treatment.model_name and _is_in_production(store, experiment)
+    return control if is_replaced else None
 
 
 def _is_in_production(store: Store, experiment: Experiment) -> bool:
@@ -227,6 +243,18 @@ def _is_in_production(store: Store, experiment: Experiment) -> bool:
         model = find_model(connection, experiment.treatment.model_name)
         present = in_stage(connection, model.id, "production")
     return present is not None and present.label == experiment.treatment.version
+
+
+def _lacks_last_look(store: Store, experiment: Experiment) -> bool:
+    """Whether it was stopped, and the process ended before the last decision was kept."""
+    if experiment.status != STOPPED or experiment.started_at is None or experiment.stopped_at is None:
+        return False
+    query = select(ExperimentEvaluationRow.id).where(
+        ExperimentEvaluationRow.experiment_key == experiment.key,
+        ExperimentEvaluationRow.at >= text_from_datetime(experiment.stopped_at),
+    )
+    with store.database.read() as connection:
+        return connection.execute(query.limit(1)).first() is None
 
 
 def _last_looks(store: Store, experiment: Experiment) -> Looks | None:

@@ -33,8 +33,18 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def of_health(health: Health) -> list[Finding]:
-    """The three checks, as far as there was something to check."""
+    """The checks, as far as there was something to check."""
     found = []
+    if health.has_lost_observations:
+        found.append(
+            Finding(
+                rule="lost_observations",
+                kind="health",
+                holds=False,
+                text="observations.sqlite lacks what the last decision was made from, or has phases that the database does not"
+                " know: one of them was deleted, or is an older copy; make another experiment",
+            )
+        )
     if health.srm_p is not None:
         seen, expected = health.n_treatment_units, health.expected_treatment_units
         found.append(

@@ -1,4 +1,5 @@
-"""Whether an experiment may be believed at all: the arms' shares of the units, units that met both, outcomes that came."""
+"""Whether an experiment may be believed at all: the arms' shares of the units, units that met both, outcomes that came, and
+whether all that was observed is still there."""
 
 import math
 from collections.abc import Mapping
@@ -38,11 +39,14 @@ class Health:
     has_wrong_ratio: bool
     has_mixed_units: bool
     has_lost_outcomes: bool
+    has_lost_observations: bool
 
     @property
     def is_sound(self) -> bool:
         """Whether nothing is wrong."""
-        return not (self.has_wrong_ratio or self.has_mixed_units or self.has_lost_outcomes)
+        return not (
+            self.has_wrong_ratio or self.has_mixed_units or self.has_lost_outcomes or self.has_lost_observations
+        )
 
 
 def health_of(
@@ -75,6 +79,7 @@ def health_of(
         has_wrong_ratio=srm_p is not None and srm_p < policy.srm_alpha,
         has_mixed_units=mixed is not None and mixed > policy.max_both_arms_share,
         has_lost_outcomes=join_p is not None and join_p < policy.join_alpha,
+        has_lost_observations=totals.has_lost_observations,
     )
 
 

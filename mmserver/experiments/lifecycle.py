@@ -13,6 +13,7 @@ import msgspec
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from mmserver.catalog.catalog import Actor
+from mmserver.catalog.running import ArmVersion
 from mmserver.catalog.store import Store
 from mmserver.errors import (
     ExperimentConflict,
@@ -31,9 +32,11 @@ from mmserver.experiments.experiments import (
     Experiment,
     experiment_from_row,
     find_experiment,
+    get_experiment,
     slice_from_row,
 )
 from mmserver.experiments.planning import Plan, checked_weight, given_share, resolved_arms
+from mmserver.registry import stages
 from mmserver.storage.audit import record_audit
 from mmserver.storage.tables import AuditRow, ExperimentPhaseRow, ExperimentRow
 from mmserver.storage.times import text_from_datetime
@@ -167,28 +170,40 @@ def stop_experiment(store: Store, experiment_id: str, by: Actor) -> Experiment:
 
     def stop(connection: Connection, at: str) -> None:
         row = find_experiment(connection, experiment_id)
-        if row.status in (STOPPED, APPLIED):
-            return
-        _set(connection, row.id, status=STOPPED, stopped_at=at)
-        _audit(connection, at, by, "experiment.stopped", experiment_id, detail={"status": row.status})
+        if row.status not in (STOPPED, APPLIED):
+            _stop(connection, row, at, by)
 
     return _change(store, experiment_id, stop)
 
 
-def note_applied(store: Store, experiment_id: str, applied: Applied, detail: dict[str, Any], by: Actor) -> Experiment:
-    """Note what was made of its result; `detail` says what of the registry was changed.
+def note_applied(
+    store: Store,
+    experiment_id: str,
+    applied: Applied,
+    detail: dict[str, Any],
+    by: Actor,
+    *,
+    promoting: ArmVersion | None = None,
+) -> Experiment:
+    """Note what is made of its result, and put `promoting` into production, both or neither; one that runs is stopped.
 
     Raises:
-        ExperimentNotFound
-        ExperimentStatusConflict: it has not been stopped, or something was applied before.
+        ExperimentNotFound, ModelNotFound, VersionNotFound
+        ExperimentStatusConflict: it was never started, or something was applied before.
     """
 
     def note(connection: Connection, at: str) -> None:
-        row = _in_status(connection, experiment_id, (STOPPED,), "stop it first; a result is applied once")
+        row = _in_status(connection, experiment_id, (RUNNING, STOPPED), "a result is applied once, after its start")
+        if row.status == RUNNING:
+            _stop(connection, row, at, by)
         _set(connection, row.id, status=APPLIED, applied_at=at, applied=applied)
         _audit(connection, at, by, "experiment.applied", experiment_id, detail={"action": applied, **detail})
 
-    return _change(store, experiment_id, note)
+    if promoting is None:
+        return _change(store, experiment_id, note)
+    stages.promote(store, promoting.model_name, promoting.version, by, also=note)
+    store.reload_experiments()
+    return get_experiment(store, experiment_id)
 
 
 # --- parts --------------------------------------------------------------------------------------------------------------
@@ -207,6 +222,11 @@ def _start(connection: Connection, experiment_id: str, at: str, by: Actor) -> No
         update(ExperimentPhaseRow).where(ExperimentPhaseRow.experiment_key == row.id).values(started_at=at)
     )
     _audit(connection, at, by, "experiment.started", experiment_id, detail={"model_name": row.control_model})
+
+
+def _stop(connection: Connection, row: Row[Any], at: str, by: Actor) -> None:
+    _set(connection, row.id, status=STOPPED, stopped_at=at)
+    _audit(connection, at, by, "experiment.stopped", row.experiment_id, detail={"status": row.status})
 
 
 def _check_apart(connection: Connection, row: Row[Any]) -> None:

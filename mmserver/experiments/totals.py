@@ -347,13 +347,20 @@ class ExperimentTotals:
     """All phases of an experiment, by their numbers.
 
     Phases are kept apart: pooled, arms of changing weights would differ by what differs between the times of the phases.
+
+    Fields:
+        has_lost_observations: a part is known to be missing, or to be of another course of events.
     """
 
     phases: Mapping[int, PhaseTotals] = field(default_factory=dict)
+    has_lost_observations: bool = False
 
     def merge(self, other: Self) -> Self:
         """Both parts together; no unit may be in both."""
-        return type(self)(phases=_merged_by_key(self.phases, other.phases, PhaseTotals()))
+        return type(self)(
+            phases=_merged_by_key(self.phases, other.phases, PhaseTotals()),
+            has_lost_observations=self.has_lost_observations or other.has_lost_observations,
+        )
 
     @property
     def control(self) -> ArmTotals:
@@ -368,7 +375,7 @@ class ExperimentTotals:
     @property
     def for_deciding(self) -> Self:
         """Without what is only shown: what is stored beside a decision, so that it can be made again."""
-        return type(self)(phases={number: _for_deciding(phase) for number, phase in self.phases.items()})
+        return replace(self, phases={number: _for_deciding(phase) for number, phase in self.phases.items()})
 
 
 def _for_deciding(phase: PhaseTotals) -> PhaseTotals:

@@ -88,8 +88,17 @@ def set_stage(store: Store, model_name: str, reference: str, stage: VersionStage
     return _move(store, model_name, by, lambda connection, model, at: mover(connection, model, reference, at))
 
 
-def promote(store: Store, model_name: str, reference: str, by: Actor) -> StagedVersion:
+def promote(
+    store: Store,
+    model_name: str,
+    reference: str,
+    by: Actor,
+    *,
+    also: Callable[[Connection, str], None] | None = None,
+) -> StagedVersion:
     """Put a version into production; the one that was there is archived, and one `rollback` away.
+
+    `also` is done in the same transaction, before: where it raises, nothing is changed.
 
     Raises:
         ModelNotFound, VersionNotFound, ReadOnly
@@ -97,6 +106,8 @@ def promote(store: Store, model_name: str, reference: str, by: Actor) -> StagedV
     """
 
     def to_production(connection: Connection, model: Row[Any], at: str) -> _Move | Row[Any]:
+        if also is not None:
+            also(connection, at)
         version = find_version(connection, model, reference)
         before = in_stage(connection, model.id, PRODUCTION)
         if before is not None and before.id == version.id:

@@ -47,7 +47,8 @@ def find_tensor_model(
     try:
         resolved = resolve_name(serving, name, version, as_of)
     except (SymbolNotFound, SymbolAmbiguous):
-        found = _find_by_group_key(serving, name, version, as_of)
+        model_name, group_key = split_name(serving.store.catalog.models, name)
+        found = find_by_group_key(serving, model_name, group_key, version, as_of)
         if found is None:
             raise
         resolved = found
@@ -55,6 +56,21 @@ def find_tensor_model(
         reason = resolved.group.no_model_reason or "no model was found"
         raise GroupHasNoModel(group_key=resolved.group.group_key, reason=reason)
     return TensorModel(_answered_name(name, resolved), resolved)
+
+
+def find_by_group_key(
+    serving: Serving, model_name: str, group_key: str | None, version: str | None = None, as_of: datetime | None = None
+) -> Resolved | None:
+    """The group of that key, exactly as it is written; None where the version has none.
+
+    Raises:
+        ModelNotFound, VersionNotFound
+    """
+    if group_key is None:
+        return None
+    found = history.resolve_version(serving.store, model_name, version, as_of)
+    group = found.groups.get(group_key)
+    return Resolved(found, group) if group is not None else None
 
 
 def known_tensor_model(serving: Serving, name: str, version: str | None) -> TensorModel | None:
@@ -100,15 +116,6 @@ def outputs_of(loaded: LoadedModel) -> tuple[OutputTensor, ...]:
 def _answered_name(asked: str, resolved: Resolved) -> str:
     is_models = asked == resolved.version.model_name
     return asked if is_models or resolved.group.symbol == ALL_SYMBOLS else own_name(resolved.version, resolved.group)
-
-
-def _find_by_group_key(serving: Serving, name: str, version: str | None, as_of: datetime | None) -> Resolved | None:
-    model_name, group_key = split_name(serving.store.catalog.models, name)
-    if group_key is None:
-        return None
-    found = history.resolve_version(serving.store, model_name, version, as_of)
-    group = found.groups.get(group_key)
-    return Resolved(found, group) if group is not None else None
 
 
 @lru_cache(maxsize=256)

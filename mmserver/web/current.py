@@ -15,6 +15,7 @@ from mmserver.web.framing import REQUEST_ID_KEY, WAITED_NS_KEY
 if TYPE_CHECKING:
     from mmserver.conversion.reading import ModelReader
     from mmserver.experiments.observations.log import ObservationLog
+    from mmserver.experiments.raw_outputs import RawExperimenter
     from mmserver.experiments.service import Experimenter
     from mmserver.serving.predictions import Serving
     from mmserver.serving.siblings import Siblings
@@ -58,6 +59,7 @@ class LateExperimenter:
         self._lock = threading.RLock()
         self._log: ObservationLog | None = None
         self.made: Experimenter | None = None
+        self.made_raw: RawExperimenter | None = None
 
     def __call__(self) -> "Experimenter":
         if self.made is None:
@@ -68,6 +70,17 @@ class LateExperimenter:
 
                     self.made = Experimenter(serving, self.log())
         return self.made
+
+    def raw(self) -> "RawExperimenter":
+        """The same for requests for raw outputs."""
+        if self.made_raw is None:
+            experimenter, serving = self(), self._serving()
+            with self._lock:
+                if self.made_raw is None:
+                    from mmserver.experiments.raw_outputs import RawExperimenter
+
+                    self.made_raw = RawExperimenter(experimenter, serving, self.log())
+        return self.made_raw
 
     def log(self) -> "ObservationLog":
         """This process's observation log, opened at the first call."""
@@ -81,8 +94,8 @@ class LateExperimenter:
 
     def keep_up(self) -> None:
         """Be ready before the first request of an experiment; nothing while none runs."""
-        if self.made is None and self._store.catalog.experiments and not self._store.read_only:
-            self()
+        if self.made_raw is None and self._store.catalog.experiments and not self._store.read_only:
+            self.raw()
 
     def close(self) -> None:
         """End the log, after the last answer."""
@@ -172,6 +185,13 @@ def current_predicting() -> "Experimenter | Serving":
     store = current_store()
     runs_any = store.catalog.experiments and not store.read_only  # which could log nothing
     return current_experimenter()() if runs_any else current_serving()
+
+
+def current_raw_experimenter(model_name: str) -> "RawExperimenter | None":
+    """What requests for the raw outputs of the model go through while an experiment runs on it; None while none does."""
+    store = current_store()
+    runs_any = model_name in store.catalog.experiments and not store.read_only
+    return current_experimenter().raw() if runs_any else None
 
 
 def current_waited_ns() -> int:

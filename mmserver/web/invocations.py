@@ -6,22 +6,31 @@
 
 import importlib.metadata
 import time
-from typing import Any
+from collections.abc import Mapping
+from datetime import datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import flask
 from werkzeug.exceptions import UnsupportedMediaType
 
 from mmserver.errors import ExtraMissing, MmserverError
 from mmserver.formats import FloatRows
-from mmserver.serving.naming import resolve_default, resolve_name
+from mmserver.serving.naming import resolve_default, resolve_name, split_name
 from mmserver.serving.nested_rows import refuse_table, rows_from_nested
 from mmserver.serving.predictions import Resolved, Serving
 from mmserver.serving.predictors import LoadedModel
 from mmserver.serving.tables import Numbers, Table, rows_from_table, table_from_csv, table_from_scoring
-from mmserver.web.current import current_serving, current_store, current_waited_ns
+from mmserver.web.current import current_raw_experimenter, current_serving, current_store, current_waited_ns
+from mmserver.web.framing import REQUEST_ID_KEY
 from mmserver.web.plain_json import strict_document
+from mmserver.web.raw_answers import headers_of_arm, unit_id_from_request
 from mmserver.web.requests import query_time
 from mmserver.web.responses import JSON_MEDIA_TYPE, json_response
+
+if TYPE_CHECKING:
+    from mmserver.experiments.active import Assignment
+    from mmserver.experiments.raw_outputs import RawExperimenter, RawRequest
 
 CSV_MEDIA_TYPE = "text/csv"
 PARQUET_MEDIA_TYPE = "application/vnd.apache.parquet"
@@ -36,16 +45,23 @@ BARE_BODY = "\n"
 
 def post_invocations() -> flask.Response:
     """Predictions of the default model."""
+    serving = current_serving()
     as_of = query_time(flask.request, "as_of")
-    return _answer(resolve_default(current_serving(), as_of))
+    default = serving.store.settings.default_model
+    resolved = resolve_default(serving, as_of)
+    named = split_name(serving.store.catalog.models, default)[1] if default else resolved.group.symbol
+    return _answer(resolved, named, None, as_of)
 
 
 def post_model_invocations(model_name: str, version: str | None = None) -> flask.Response:
     """Predictions of the model that is named."""
+    serving = current_serving()
     as_of = query_time(flask.request, "as_of")
     if version is None and "@" in model_name:
         model_name, _, version = model_name.rpartition("@")
-    return _answer(resolve_name(current_serving(), model_name, version, as_of))
+    resolved = resolve_name(serving, model_name, version, as_of)
+    _, named = split_name(serving.store.catalog.models, model_name)
+    return _answer(resolved, named, version, as_of)
 
 
 def get_ping() -> flask.Response:
@@ -60,19 +76,73 @@ def get_version() -> flask.Response:
     return flask.Response(importlib.metadata.version("mmserver"), content_type="text/plain; charset=utf-8")
 
 
-def _answer(resolved: Resolved) -> flask.Response:
+class TableReading:
+    """The table in a request's body, read as the model that is asked takes it."""
+
+    def __init__(self, request: flask.Request, max_rows: int) -> None:
+        self._request = request
+        self._max_rows = max_rows
+        self._read: Table | None = None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether its columns have names; known once it was read."""
+        return self._read is not None and self._read.columns is not None
+
+    def __call__(self, resolved: Resolved, loaded: LoadedModel) -> FloatRows | Numbers:
+        """The rows.
+
+        Raises:
+            what `_table` does; TooManyRows, FeaturesInvalid: it does not fit the model.
+        """
+        row_shape = loaded.layout.row_shape
+        if len(row_shape) > 1:
+            return _nested_rows(self._request, row_shape, self._max_rows)
+        if self._read is None:
+            self._read = _table(self._request)
+        return rows_from_table(self._read, resolved.group.factors, max_rows=self._max_rows)
+
+
+def _answer(resolved: Resolved, named: str | None, version: str | None, as_of: datetime | None) -> flask.Response:
     serving = current_serving()
-    max_rows = serving.store.settings.max_rows
+    reading = TableReading(flask.request, serving.store.settings.max_rows)
+    raw = current_raw_experimenter(resolved.version.model_name)
+    if raw is not None:
+        request = raw.request(
+            resolved,
+            named,
+            version=version,
+            as_of=as_of,
+            unit_id=unit_id_from_request(flask.request),
+            request_id=flask.request.environ.get(REQUEST_ID_KEY),
+            waited_ns=current_waited_ns(),
+        )
+        assignment = raw.assigned(request.asked, resolved.version.model_name)
+        if assignment is not None:
+            return _answer_of_arm(raw, request, assignment, reading)
     loaded = _loaded(serving, resolved)
-    row_shape = loaded.layout.row_shape
-    if len(row_shape) > 1:
-        rows: FloatRows | Numbers = _nested_rows(flask.request, row_shape, max_rows)
-    else:
-        rows = rows_from_table(_table(flask.request), resolved.group.factors, max_rows=max_rows)
-    return json_response(
-        {"predictions": _predictions(serving, resolved, loaded, rows)},
-        headers={"X-Model-Version": resolved.version.label},
-    )
+    rows = reading(resolved, loaded)
+    outputs = serving.run(resolved, rows, queue_ns=current_waited_ns(), loaded=loaded) if len(rows) else {}
+    return _answer_from_outputs(resolved, outputs)
+
+
+def _answer_of_arm(
+    raw: "RawExperimenter", request: "RawRequest", assignment: "Assignment", reading: TableReading
+) -> flask.Response:
+    control = raw.control(request, assignment)
+    rows = reading(*control)
+    if not len(rows):  # nothing is predicted
+        return _answer_from_outputs(control.resolved, {})
+    answer = raw.kept(raw.scored(request, assignment, control, rows, reading))
+    raw.load_both(request, assignment)
+    return _answer_from_outputs(answer.ready.resolved, answer.outputs, headers_of_arm(answer))
+
+
+def _answer_from_outputs(
+    resolved: Resolved, outputs: Mapping[str, FloatRows], headers: Mapping[str, str] = MappingProxyType({})
+) -> flask.Response:
+    said = {"X-Model-Version": resolved.version.label, **headers}
+    return json_response({"predictions": _predictions(outputs) if outputs else []}, headers=said)
 
 
 def _loaded(serving: Serving, resolved: Resolved) -> LoadedModel:
@@ -139,14 +209,11 @@ def _table_from_parquet(request: flask.Request) -> Table:
         raise UnsupportedMediaType(str(error)) from error
 
 
-def _predictions(serving: Serving, resolved: Resolved, loaded: LoadedModel, rows: FloatRows | Numbers) -> list[Any]:
+def _predictions(outputs: Mapping[str, FloatRows]) -> list[Any]:
     """What the model's library predicts for each row: a number, or several where it gives several, such as probabilities.
 
     A plugin's model that calls none of several outputs its prediction gives all of them by name.
     """
-    if not len(rows):
-        return []
-    outputs = serving.run(resolved, rows, queue_ns=current_waited_ns(), loaded=loaded)
     if PREDICTION in outputs:
         return _listed(outputs[PREDICTION])
     if len(outputs) == 1:

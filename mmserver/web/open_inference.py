@@ -14,16 +14,18 @@ import msgspec
 from mmserver.catalog import groups
 from mmserver.errors import GroupHasNoModel, MmserverError, RequestInvalid
 from mmserver.registry.versions import list_records
+from mmserver.serving.naming import split_name
 from mmserver.serving.output_tensors import OutputTensor, facts_from_summary, output_tensors, widths_from_facts
 from mmserver.serving.predictions import Serving
 from mmserver.serving.statistics import Duration, Statistics
 from mmserver.serving.tensor_models import TensorModel, find_tensor_model, outputs_of, tensor_models
 from mmserver.serving.tensors import FEATURES
 from mmserver.web import health
-from mmserver.web.current import current_serving, current_store, current_waited_ns
+from mmserver.web.current import current_raw_experimenter, current_serving, current_store, current_waited_ns
 from mmserver.web.framing import REQUEST_ID_KEY
 from mmserver.web.open_inference_bodies import BINARY_MEDIA_TYPE, HEADER_LENGTH, InferAnswer, packed_body, plain_body
-from mmserver.web.open_inference_infer import MIN_PACKED_BYTES, infer
+from mmserver.web.open_inference_infer import MIN_PACKED_BYTES, InferCall, infer
+from mmserver.web.raw_answers import unit_id_from_request
 from mmserver.web.requests import Body, body_from_bytes, query_time
 from mmserver.web.responses import JSON_MEDIA_TYPE, json_response
 
@@ -139,10 +141,20 @@ def post_infer(name: str, version: str | None = None) -> flask.Response:
     """Predictions for the rows in the body."""
     request = flask.request
     serving = current_serving()
-    found = _asked_model(name, version)
-    request_id = str(request.environ.get(REQUEST_ID_KEY, "-"))
-    header_length = request.headers.get(HEADER_LENGTH)
-    answer = infer(serving, found, _plain_request_body(), header_length, request_id, waited_ns=current_waited_ns())
+    as_of = query_time(request, "as_of")
+    found = find_tensor_model(serving, name, version, as_of)
+    raw = current_raw_experimenter(found.version.model_name)
+    call = InferCall(
+        body=_plain_request_body(),
+        header_length=request.headers.get(HEADER_LENGTH),
+        request_id=str(request.environ.get(REQUEST_ID_KEY, "-")),
+        unit_id=None if raw is None else unit_id_from_request(request),
+        waited_ns=current_waited_ns(),
+        version=version,
+        as_of=as_of,
+    )
+    _, named = split_name(serving.store.catalog.models, name)
+    answer = infer(serving, found, named, call, raw)
     return _infer_response(answer)
 
 

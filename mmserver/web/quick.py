@@ -153,7 +153,7 @@ class QuickRoutes:
         except MmserverError:
             return None
         version = resolved.version
-        return Prediction(
+        prediction = Prediction(
             body.symbol,
             decision,
             version.model_name,
@@ -161,6 +161,9 @@ class QuickRoutes:
             serving.model_info(resolved, loaded),
             serving.new_prediction_id(),
         )
+        if serving.observer is not None:
+            serving.observer.answered(resolved, (body.symbol,), (prediction,), row, begun_ns)
+        return prediction
 
     def _in_experiment(
         self, body: PredictBody, resolved: Resolved, most_ns: float, request: QuickRequest
@@ -192,7 +195,14 @@ class QuickRoutes:
     def _infer(self, request: QuickRequest) -> QuickAnswer | None:
         path, headers, body, request_id, waited_ns, may_take_long = request
         answer = quick_infer(
-            self._serving, path, headers, body, request_id, waited_ns=waited_ns, may_take_long=may_take_long
+            self._serving,
+            path,
+            headers,
+            body,
+            request_id,
+            waited_ns=waited_ns,
+            may_take_long=may_take_long,
+            experimenter=self._experimenter,
         )
         if answer is None:
             return None

@@ -154,6 +154,16 @@ class ObservationLog:
         with self._using() as (store, _):
             return store.read_model_days(model_name)
 
+    def read_looks(self, experiment_key: int) -> int:
+        """The number of the last look at an experiment that was noted in the file; 0 where none was."""
+        with self._using() as (store, _):
+            return store.read_looks(experiment_key)
+
+    def note_looks(self, experiment_key: int, n: int) -> None:
+        """Note a look in the file, before the decision is kept elsewhere; see `ObservationStore.note_looks`."""
+        with self._using() as (store, _):
+            store.note_looks(experiment_key, n)
+
     def export(self, target: Path, *, experiment_key: int | None = None) -> int:
         """Write predictions and their outcomes to a Parquet file; of one experiment, or all.
 

@@ -25,6 +25,9 @@ _UPGRADES: dict[int, str] = {1: CREATE_HOURS, 2: CREATE_MODEL_DAYS}
 DUE_UNTIL = "due_until_us"
 """The mark up to which the ends of horizons (and the grace after them) are in the sums of joins."""
 
+_LOOKS = "looks:{}"
+"""The mark of an experiment's last look, by its key."""
+
 _phase_totals = msgspec.msgpack.Decoder(PhaseTotals).decode
 _symbol_totals = msgspec.msgpack.Decoder(SymbolTotals).decode
 
@@ -98,6 +101,19 @@ class ObservationStore:
         """What was observed outside experiments, per model, version and day. Costs the same at any number of predictions."""
         with self.read() as raw:
             return read_model_days(raw, model_name)
+
+    def read_looks(self, experiment_key: int) -> int:
+        """The number of the last look that was noted here; 0 where none was. See `note_looks`."""
+        with self.read() as raw:
+            return mark(raw, _LOOKS.format(experiment_key))
+
+    def note_looks(self, experiment_key: int, n: int) -> None:
+        """Note that look `n` was made from these sums, before the decision is kept elsewhere: an older copy of this file, or
+        a new one, has not noted it.
+        """
+        with self.write() as raw:
+            name = _LOOKS.format(experiment_key)
+            set_mark(raw, name, max(n, mark(raw, name)))
 
     def quick_check(self) -> None:
         """Read every page.

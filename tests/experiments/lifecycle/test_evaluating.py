@@ -90,7 +90,7 @@ def test_a_better_treatment_is_promoted_by_itself_with_an_audit_of_each_step(run
     assert (ended.status, ended.applied) == ("applied", "promote")
     assert trial.bench.served == "1.9.0"
     assert trial.bench.model.stages["production"] == "1.9.0"
-    assert trial.actions == ["experiment.stopped", "version.promoted", "experiment.applied"]
+    assert trial.actions == ["experiment.stopped", "experiment.applied", "version.promoted"]
 
 
 def test_without_auto_nothing_is_done_by_itself(running: Callable[..., Trial]) -> None:
