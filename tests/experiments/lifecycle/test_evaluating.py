@@ -1,6 +1,8 @@
 """Decisions that are kept, and what is done about them: promotions, rollbacks, deadlines, and what somebody else decided."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -8,10 +10,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from mmserver.errors import ExperimentStatusConflict, ExperimentUndecided, NotRecommended
-from mmserver.experiments.evaluating import apply_result, evaluate_running, stop_and_report
+from mmserver.experiments.evaluating import SCHEDULE, apply_result, evaluate_running, stop_and_report
 from mmserver.experiments.experiments import get_experiment, list_evaluations
+from mmserver.experiments.lifecycle import stop_experiment
 from mmserver.experiments.observations.log import ObservationLog
 from mmserver.experiments.observations.values import Observation, Outcome
 from mmserver.experiments.replaying import replay
@@ -47,6 +51,10 @@ class Trial:
                 outcomes.append(Outcome(prediction_id=name, label="BUY" if n < share * N_UNITS else "SELL"))
         self.bench.calendar.moment += timedelta(hours=30)
         assert self.log.add_outcomes(outcomes).n_accepted == 2 * N_UNITS
+
+    def now(self) -> float:
+        """By its calendar, seconds since the epoch."""
+        return self.bench.calendar.moment.timestamp()
 
     def look(self) -> None:
         evaluate_running(self.bench.store, self._opened)
@@ -180,3 +188,74 @@ def test_every_kept_decision_is_made_again_from_its_inputs(running: Callable[...
         again = replay(msgspec.json.encode(one.inputs), msgspec.json.encode(one.decision["recommendation"]))
         assert again.is_same
         assert again.has_same_rules
+
+
+def test_a_promotion_that_fails_leaves_the_experiment_running(running: Callable[..., Trial]) -> None:
+    trial = running()
+    trial.observe(control_right=0.5, treatment_right=0.7)
+    with trial.bench.store.database.write() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER full BEFORE INSERT ON promotions BEGIN SELECT RAISE(ABORT, 'full'); END"
+        )
+    with pytest.raises(IntegrityError, match="full"):
+        apply_result(trial.bench.store, trial.log, "exp", SCHEDULE)
+    ended = get_experiment(trial.bench.store, "exp")
+    assert (ended.status, ended.applied, trial.actions, trial.bench.served) == ("running", None, [], "1.0.0")
+    with trial.bench.store.database.write() as connection:
+        connection.exec_driver_sql("DROP TRIGGER full")
+    assert apply_result(trial.bench.store, trial.log, "exp", SCHEDULE)[0].applied == "promote"
+
+
+def test_a_stop_that_was_cut_off_keeps_its_last_decision_when_it_comes_again(running: Callable[..., Trial]) -> None:
+    trial = running()
+    trial.observe(control_right=0.5, treatment_right=0.5)
+    stopped = stop_experiment(trial.bench.store, "exp", TEST)  # and the process died
+    for _ in range(2):
+        stop_and_report(trial.bench.store, trial.log, "exp", TEST)
+        assert [one.reason for one in list_evaluations(trial.bench.store, stopped.key, 9)] == ["stopped"]
+
+
+@pytest.mark.parametrize("kept", [pytest.param("none", id="deleted"), pytest.param("older", id="older-copy")])
+def test_sums_that_are_not_those_of_the_last_look_make_an_experiment_invalid(
+    running: Callable[..., Trial], tmp_path: Path, kept: str
+) -> None:
+    """Also where they have grown again beyond what they were."""
+    trial = running(auto=True)
+    trial.log.flush()
+    with (
+        closing(sqlite3.connect(tmp_path / "log/observations.sqlite")) as live,
+        closing(sqlite3.connect(tmp_path / "older.sqlite")) as copy,
+    ):
+        live.backup(copy)
+    trial.look()
+    trial.log.close()
+    for name in ("", "-wal", "-shm"):
+        (tmp_path / f"log/observations.sqlite{name}").unlink(missing_ok=True)
+    if kept == "older":
+        (tmp_path / "older.sqlite").rename(tmp_path / "log/observations.sqlite")
+    trial.log = ObservationLog(tmp_path / "log", now=trial.now)
+    trial.observe(control_right=0.5, treatment_right=0.9)
+    for _ in range(2):
+        trial.look()
+        experiment = get_experiment(trial.bench.store, "exp")
+        assert (experiment.status, trial.bench.served) == ("running", "1.0.0")
+        last = list_evaluations(trial.bench.store, experiment.key, 1)[0]
+        assert last.decision["recommendation"]["verdict"] == "invalid"
+        assert ["observations.sqlite" in text for text in last.decision["recommendation"]["reasons"]] == [True]
+        stored = (msgspec.json.encode(last.inputs), msgspec.json.encode(last.decision["recommendation"]))
+        assert replay(*stored).is_same
+    trial.log.close()
+
+
+def test_phases_that_an_older_copy_of_the_database_does_not_have_make_an_experiment_invalid(
+    running: Callable[..., Trial],
+) -> None:
+    trial = running()
+    key = get_experiment(trial.bench.store, "exp").log_key
+    at_us = int(trial.bench.calendar.moment.timestamp() * 1e6)
+    seen = Observation(prediction_id="a", at_us=at_us, experiment_key=key, arm="control", unit="a", phase=2)
+    trial.log.append(seen, must_keep=True)
+    trial.observe(control_right=0.5, treatment_right=0.9)
+    trial.look()
+    found = list_evaluations(trial.bench.store, get_experiment(trial.bench.store, "exp").key, 1)[0]
+    assert found.decision["recommendation"]["verdict"] == "invalid"
