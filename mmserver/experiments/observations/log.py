@@ -261,6 +261,10 @@ class ObservationLog:
 
     def _open(self) -> tuple[ObservationStore, Mover]:
         with self._turn_to_open:
+            if self._opened is not None and not self._opened[0].is_in_place:
+                log.warning("%s was deleted or replaced: what was in it is no longer counted", self._path)
+                self._opened[0].close()
+                self._opened = None
             if self._opened is None:
                 store = ObservationStore(self._path)
                 mover = Mover(self.journal.folder, store, outcome_grace_s=self._outcome_grace_s, now=self._now)

@@ -57,6 +57,12 @@ class ObservationStore:
             )
         if version < VERSION:
             self._upgrade(version)
+        self._identity = _identity(self.path)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the open file is still what is at its path, and was neither deleted nor replaced: what is written then is lost."""
+        return _identity(self.path) == self._identity
 
     @contextmanager
     def read(self) -> Iterator[Any]:
@@ -146,6 +152,14 @@ def mark(raw: Any, name: str) -> int:
 def set_mark(raw: Any, name: str, value: int) -> None:
     """Set a mark."""
     raw.execute("INSERT OR REPLACE INTO marks (name, value) VALUES (?, ?)", (name, value))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _create(path: Path) -> None:
