@@ -1,5 +1,6 @@
 """The observation file: a SQLite database of its own, so that it never waits for the main one, nor that for it."""
 
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -171,14 +172,26 @@ def _create(path: Path) -> None:
             os.close(os.open(building, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             _fill(building)
             fsync_file(building)
-            with suppress(FileExistsError):  # another process was first
-                os.link(building, path)
+            _put_in_place(building, path)
             fsync_directory(path.parent)
     except OSError as error:
         raise SettingInvalid(setting="--data-dir", reason=f"{path}: {error.strerror}") from error
     finally:
         with suppress(OSError):
             building.unlink()
+
+
+def _put_in_place(building: Path, path: Path) -> None:
+    """Unless another process was first. The log of a file that was deleted would be taken for the new one's, and goes first."""
+    turn = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not path.exists():
+            for suffix in ("-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            os.link(building, path)
+    finally:
+        os.close(turn)
 
 
 def _fill(path: Path) -> None:

@@ -89,6 +89,29 @@ def test_while_another_process_holds_the_file_predictions_are_kept_and_moved_aft
     log.close()
 
 
+def test_a_file_that_is_deleted_beside_the_processes_that_use_it_is_made_anew_from_their_journals(
+    tmp_path: Path, observe: Callable[..., Observation]
+) -> None:
+    """The write-ahead log that is left of it is not taken for the new one's."""
+    logs = [ObservationLog(tmp_path) for _ in range(2)]
+    for number, log in enumerate(logs):
+        log.append(observe(f"p{number}"), must_keep=True)
+        log.flush()
+    assert (tmp_path / f"{STORE_NAME}-wal").stat().st_size > 0
+    (tmp_path / STORE_NAME).unlink()
+    logs[0].append(observe("p2"), must_keep=True)
+    for log in logs:
+        log.flush()
+        assert _n_predictions(log) == 3
+        assert log.add_outcomes([Outcome(prediction_id="p1", label=1)]).n_errors == 0
+    for log in logs:
+        log.close()
+    store = ObservationStore(tmp_path / STORE_NAME)
+    store.quick_check()
+    assert store.read_totals(1).control.n_predictions == 3
+    store.close()
+
+
 @pytest.mark.parametrize("content", [b"", b"rubbish" * 5000])
 def test_beside_a_damaged_file_predictions_are_kept_until_it_is_moved_away(
     tmp_path: Path, observe: Callable[..., Observation], content: bytes
