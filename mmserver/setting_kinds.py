@@ -91,19 +91,19 @@ def _boolean(value: object) -> bool:
     return _BOOLEANS[word]
 
 
-def number(low: float) -> Kind:
-    """Finite numbers of `low` or more."""
+def number(low: float, high: float = math.inf) -> Kind:
+    """Finite numbers of `low` or more, up to `high`."""
 
     def parse(value: object) -> float:
         try:
             found = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
         except OverflowError as error:
             raise ValueError from error
-        if not (math.isfinite(found) and found >= low):
+        if not (math.isfinite(found) and low <= found <= high):
             raise ValueError
         return found
 
-    return Kind(f"a number of {low:g} or more", parse)
+    return Kind(f"a number of {low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}", parse)
 
 
 def one_of(*words: str) -> Kind:

@@ -202,18 +202,34 @@ class Settings:
     snapshot_interval_s: float = _setting(duration(0), 900.0, "How often a snapshot is taken; 0 never.")
     snapshot_keep: int = _setting(whole(1, 10_000), 8, "Scheduled snapshots that are kept.")
 
+    observations_sample: float = _setting(
+        number(0, 1),
+        0.0,
+        "Share of the predictions outside experiments that are [observed](experiments.md#observing-what-is-served): logged with "
+        "their features, so that outcomes can be given to them; 1 is every one, 0 none. Those of experiments always are.",
+        default_text="`0`",
+    )
+    observations_horizon_s: float = _setting(
+        duration(0),
+        0.0,
+        "How long after a prediction outside experiments its outcome is known: an earlier one is refused, and prices give it one. "
+        "With 0 outcomes are taken at once, and prices give none.",
+    )
     observations_days: int = _setting(
         whole(1, 36_500),
         90,
-        "Days that single predictions of experiments and their outcomes are kept; their sums stay.",
+        "Days that single predictions that were observed and their outcomes are kept; their sums stay.",
     )
     observations_bytes: int = _setting(
-        size(2**20), 20 * 2**30, "Disk space for them; beyond it the oldest go, however young they are."
+        size(2**20),
+        20 * 2**30,
+        "Disk space for them; beyond it the oldest go, however young they are, those outside experiments first.",
     )
     observations_journal_bytes: int = _setting(
         size(2**20),
         2**30,
-        "What may wait in journals to be moved to the observation file; beyond it, predictions of experiments are answered 503.",
+        "What may wait in journals to be moved to the observation file; beyond it, predictions of experiments are answered 503. "
+        "What is observed outside experiments has half of it; beyond, it is dropped and counted.",
     )
     observations_grace_s: float = _setting(
         duration(0),

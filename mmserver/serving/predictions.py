@@ -9,13 +9,14 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
 from mmserver.catalog.store import Store
 from mmserver.errors import (
+    Corrupt,
     MmserverError,
     NotExplainable,
     PredictionFailed,
@@ -83,6 +84,33 @@ class Prediction:
     """The code of the error for which the control answers in the treatment's place."""
 
 
+class Observer(Protocol):
+    """Told of all that is predicted outside experiments; it raises nothing. `begun_ns` is when the work on it began."""
+
+    def answered(
+        self,
+        resolved: Resolved,
+        symbols: Sequence[str],
+        answers: Sequence[Prediction | MmserverError],
+        rows: FloatRows,
+        begun_ns: int,
+    ) -> None:
+        """What was decided for each row of one model, or why nothing."""
+
+    def failed(self, resolved: Resolved, symbol: str | None, error: MmserverError, begun_ns: int) -> None:
+        """Nothing could be predicted; `symbol` where it is not the group's."""
+
+    def ran(
+        self,
+        resolved: Resolved,
+        loaded: LoadedModel,
+        rows: np.ndarray[Any, Any],
+        outputs: Mapping[str, FloatRows],
+        begun_ns: int,
+    ) -> str:
+        """What `Serving.run` gave; the answer is the id that outcomes are reported by."""
+
+
 @dataclass(slots=True)
 class _Item:
     """One item of a batch on its way: where its answer goes, and the row that it became."""
@@ -103,6 +131,7 @@ class Serving:
         self.predictors = Predictors(store)
         self.unloading = Unloading(store, self.predictors, siblings.unloaded if siblings else None)
         self.statistics = Statistics(siblings)
+        self.observer: Observer | None = None
         self.warming = Warming(store, self.predictors, self.unloading)
         self._resolver = Resolver(store)
         self._dead_band = store.settings.dead_band
@@ -159,12 +188,15 @@ class Serving:
             NotInterpretable; PredictionFailed, PredictionNotFinite
         """
         resolved = self.resolve(asked.symbol, asked.model_name, asked.version, asked.as_of)
-        return self.predict_resolved(asked, resolved, waited_ns)[0]
+        if self.observer is None:
+            return self.predict_resolved(asked, resolved, waited_ns)[0]
+        return self._predict_observed(self.observer, asked, resolved, waited_ns)
 
     def predict_resolved(
         self, asked: Asked, resolved: Resolved, waited_ns: int = 0, prediction_id: str | None = None
     ) -> tuple[Prediction, FloatRows]:
-        """As `predict`, with the version and group that were found before; and the row that the features became.
+        """As `predict`, with the version and group that were found before, and observed by nobody; and the row that the features
+        became.
 
         `prediction_id`: one that `new_prediction_id` gave, where it was needed before.
         """
@@ -297,6 +329,24 @@ class Serving:
         )
         return outputs
 
+    def observed(
+        self,
+        resolved: Resolved,
+        loaded: LoadedModel,
+        rows: np.ndarray[Any, Any],
+        outputs: Mapping[str, FloatRows],
+        begun_ns: int,
+    ) -> str | None:
+        """Tell whoever observes of what `run` gave; the id that the rows' outcomes are reported by, None where nobody does."""
+        return None if self.observer is None else self.observer.ran(resolved, loaded, rows, outputs, begun_ns)
+
+    def observe_failure(
+        self, resolved: Resolved, error: MmserverError, begun_ns: int, symbol: str | None = None
+    ) -> None:
+        """Tell whoever observes that nothing could be predicted; `symbol` where it is not the group's."""
+        if self.observer is not None:
+            self.observer.failed(resolved, symbol, error, begun_ns)
+
     def contributions(self, resolved: Resolved, loaded: LoadedModel, rows: FloatRows) -> list[dict[str, Any]]:
         """How much each factor moved each row's margin: `{"base", "factors": {name: value}}`, which sum to it; where the model
         has several outputs, `{"outputs": [...]}` with one such entry each. In a model with timesteps a factor has a list of values,
@@ -369,8 +419,9 @@ class Serving:
         try:
             loaded = self.loaded(resolved)
             return _Item(at, asked, resolved, loaded, loaded.layout.row(asked.features))
-        except MmserverError:
+        except MmserverError as error:
             self._failed(resolved, begun_ns)
+            self.observe_failure(resolved, error, begun_ns, asked.symbol)
             raise
 
     def _run_together(self, items: Sequence[_Item]) -> list[Prediction | MmserverError]:
@@ -392,8 +443,10 @@ class Serving:
             if len(items) > 1 and isinstance(error, PredictionFailed):
                 return [answer for item in items for answer in self._run_together([item])]
             self._failed(resolved, begun_ns)
-            return [error] * len(items)
-        answers: list[Prediction | MmserverError] = []
+            answers: list[Prediction | MmserverError] = [error] * len(items)
+            self._observe_items(items, answers, rows, begun_ns)
+            return answers
+        answers = []
         for at, item in enumerate(items):
             if is_finite[at]:
                 answers.append(self._answer(item, next(decisions)))
@@ -409,7 +462,15 @@ class Serving:
                 infer_ns=ran_ns - ready_ns,
                 output_ns=time.perf_counter_ns() - ran_ns,
             )
+        self._observe_items(items, answers, rows, begun_ns)
         return answers
+
+    def _observe_items(
+        self, items: Sequence[_Item], answers: Sequence[Prediction | MmserverError], rows: FloatRows, begun_ns: int
+    ) -> None:
+        if self.observer is not None:
+            symbols = [item.asked.symbol for item in items]
+            self.observer.answered(items[0].resolved, symbols, answers, rows, begun_ns)
 
     def _answer(self, item: _Item, decision: Decision) -> Prediction | MmserverError:
         try:
@@ -419,6 +480,27 @@ class Serving:
         return self._prediction(item.asked, item.resolved, item.loaded, decision, explained)
 
     # --- parts ------------------------------------------------------------------------------------------------------------
+
+    def _predict_observed(self, observer: Observer, asked: Asked, resolved: Resolved, waited_ns: int) -> Prediction:
+        """The time that it takes is the answer's own: what loads the model, once, is left out."""
+        begun_ns = time.perf_counter_ns()
+        try:
+            loaded = self.loaded(resolved)
+        except MmserverError as error:
+            self._failed(resolved, begun_ns)
+            observer.failed(resolved, asked.symbol, error, begun_ns)
+            raise
+        begun_ns = time.perf_counter_ns()
+        try:
+            prediction, row = self.predict_resolved(asked, resolved, waited_ns)
+        except Corrupt as error:  # what the features led to, so that they can be looked at
+            observer.answered(resolved, (asked.symbol,), (error,), loaded.layout.row(asked.features), begun_ns)
+            raise
+        except MmserverError as error:
+            observer.failed(resolved, asked.symbol, error, begun_ns)
+            raise
+        observer.answered(resolved, (asked.symbol,), (prediction,), row, begun_ns)
+        return prediction
 
     def _outputs(self, loaded: LoadedModel, rows: FloatRows) -> Mapping[str, FloatRows]:
         group_key = loaded.group.group_key

@@ -33,6 +33,7 @@ from mmserver.web.current import (
     STORE_KEY,
     LateExperimenter,
     LateModelReader,
+    LateObservations,
     LateQuickRoutes,
     LateServing,
 )
@@ -62,8 +63,9 @@ def register_web(
     `siblings` is what predictions share with other processes of the server.
     """
     app.extensions[STORE_KEY] = store
-    app.extensions[SERVING_KEY] = serving = LateServing(store, siblings)
-    app.extensions[EXPERIMENTER_KEY] = experimenter = LateExperimenter(store, serving)
+    observations = LateObservations(store)
+    app.extensions[SERVING_KEY] = serving = LateServing(store, siblings, observations)
+    app.extensions[EXPERIMENTER_KEY] = experimenter = LateExperimenter(store, serving, observations)
     app.extensions[QUICK_KEY] = quick = LateQuickRoutes(serving, experimenter)
     app.extensions[MODEL_READER_KEY] = LateModelReader(store)
     app.extensions[health.STARTED_KEY] = time.monotonic()

@@ -15,6 +15,7 @@ from mmserver.web.framing import REQUEST_ID_KEY, WAITED_NS_KEY
 if TYPE_CHECKING:
     from mmserver.conversion.reading import ModelReader
     from mmserver.experiments.observations.log import ObservationLog
+    from mmserver.experiments.observations.reports import LogStatus
     from mmserver.experiments.raw_outputs import RawExperimenter
     from mmserver.experiments.service import Experimenter
     from mmserver.serving.predictions import Serving
@@ -30,12 +31,43 @@ TURN_S = 5.0
 """How long a registration waits for its turn: longer would take the threads that others wait for."""
 
 
+class LateObservations:
+    """As `LateServing`, for what is logged of predictions; most servers never need it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._made: ObservationLog | None = None
+
+    def __call__(self) -> "ObservationLog":
+        """This process's observation log, opened at the first call."""
+        with self._lock:
+            if self._made is None:
+                from mmserver.experiments.observations.log import ObservationLog
+
+                self._made = ObservationLog.from_settings(self._store.settings)
+                self._made.start()
+            return self._made
+
+    @property
+    def status(self) -> "LogStatus | None":
+        """How it goes; None where this process has logged nothing and read nothing of it."""
+        return None if self._made is None else self._made.status
+
+    def close(self) -> None:
+        """End the log, after the last answer."""
+        with self._lock:
+            if self._made is not None:
+                self._made.close()
+
+
 class LateServing:
     """Makes the prediction service, and imports what it is made of, at the first call; one for all threads."""
 
-    def __init__(self, store: Store, siblings: "Siblings | None" = None) -> None:
+    def __init__(self, store: Store, siblings: "Siblings | None", observations: LateObservations) -> None:
         self._store = store
         self._siblings = siblings
+        self._observations = observations
         self._lock = threading.Lock()
         self.made: Serving | None = None
         """None until it was asked for."""
@@ -46,18 +78,29 @@ class LateServing:
                 if self.made is None:
                     from mmserver.serving.predictions import Serving
 
-                    self.made = Serving(self._store, self._siblings)
+                    serving = Serving(self._store, self._siblings)
+                    self._observe(serving)
+                    self.made = serving
         return self.made
+
+    def _observe(self, serving: "Serving") -> None:
+        settings = self._store.settings
+        if not settings.observations_sample or self._store.read_only:  # which could log nothing
+            return
+        from mmserver.experiments.observing import Observing
+
+        share, horizon_s = settings.observations_sample, settings.observations_horizon_s
+        serving.observer = Observing(serving, self._observations(), share=share, horizon_s=horizon_s)
 
 
 class LateExperimenter:
-    """As `LateServing`, for predictions while experiments run, and for what is logged of them; most servers never need it."""
+    """As `LateServing`, for predictions while experiments run; most servers never need it."""
 
-    def __init__(self, store: Store, serving: LateServing) -> None:
+    def __init__(self, store: Store, serving: LateServing, observations: LateObservations) -> None:
         self._store = store
         self._serving = serving
+        self.log = observations
         self._lock = threading.RLock()
-        self._log: ObservationLog | None = None
         self.made: Experimenter | None = None
         self.made_raw: RawExperimenter | None = None
 
@@ -82,16 +125,6 @@ class LateExperimenter:
                     self.made_raw = RawExperimenter(experimenter, serving, self.log())
         return self.made_raw
 
-    def log(self) -> "ObservationLog":
-        """This process's observation log, opened at the first call."""
-        with self._lock:
-            if self._log is None:
-                from mmserver.experiments.observations.log import ObservationLog
-
-                self._log = ObservationLog.from_settings(self._store.settings)
-                self._log.start()
-            return self._log
-
     def keep_up(self) -> None:
         """Be ready before the first request of an experiment; nothing while none runs."""
         if self.made_raw is None and self._store.catalog.experiments and not self._store.read_only:
@@ -99,9 +132,7 @@ class LateExperimenter:
 
     def close(self) -> None:
         """End the log, after the last answer."""
-        with self._lock:
-            if self._log is not None:
-                self._log.close()
+        self.log.close()
 
 
 class LateQuickRoutes:
