@@ -120,7 +120,7 @@ def _bands(earned: FloatArray, confidence: float) -> tuple[Band | None, Band | N
     n = earned.shape[1]
     if n < MIN_BLOCKS:
         return None, None
-    length = max(optimal_block_length(series).stationary for series in earned)
+    length = max(1.0, *(optimal_block_length(series).stationary for series in earned))
     indices = stationary_indices(n, length, N_RESAMPLES, np.random.default_rng(COURSE_SEED))
     tail = (1.0 - confidence) / 2.0
     bands = []

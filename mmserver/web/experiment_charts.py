@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 
 from mmserver.web.figures import rfc3339
 
-WIDTH, HEIGHT = 480.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 70.0, 468.0, 10.0, 214.0
 LONG_FROM = 25
 """From so many points on a script draws it, so that it can be read off and zoomed."""
