@@ -34,7 +34,9 @@ class BlockLengths:
 
 
 def optimal_block_length(values: ArrayLike) -> BlockLengths:
-    """Of a series, from how far its autocorrelation reaches; at least 1, and 1 for a series too short or constant to say.
+    """Of a series, from how far its autocorrelation reaches; 1 for a series too short or constant to say.
+
+    Of values that hardly resemble their neighbours it comes out below 1, which means blocks of 1.
 
     Source:
         Politis and White (2004) as Patton, Politis, White (2009) corrected; arch `optimal_block_length`, whose lags and
@@ -60,14 +62,14 @@ def optimal_block_length(values: ArrayLike) -> BlockLengths:
         min((2.0 * flat**2 / (factor * density**2)) ** (1.0 / 3.0) * n ** (1.0 / 3.0), longest)
         for factor in (2.0, 4.0 / 3.0)
     )
-    return BlockLengths(max(stationary, 1.0), max(circular, 1.0))
+    return BlockLengths(stationary, circular)
 
 
 def _reach(distances: FloatArray) -> tuple[list[float], int]:
     """The autocovariances, and twice the first lag from which on a run of autocorrelations is insignificant."""
     n = distances.size
     run = max(5, int(math.log10(n)))
-    last = min(math.ceil(math.sqrt(n)) + run, n - 2)
+    last = min(math.ceil(math.sqrt(n)) + run, n - 1)
     limit = 2.0 * math.sqrt(math.log10(n) / n)
     autocovariances: list[float] = []
     is_small: list[bool] = []
@@ -144,7 +146,7 @@ def bootstrap_difference(
     The interval leaves out zero exactly where the p-value is below 1 - confidence, but for the grain of the resamples.
 
     Args:
-        block_length: on average; None takes the longer of what suits either series.
+        block_length: on average, at least 1; None takes the longer of what suits either series.
 
     Returns:
         None for fewer than MIN_BLOCKS blocks, or where the statistic is undefined or never differs.
@@ -163,7 +165,7 @@ def bootstrap_difference(
         raise ValueError(f"{n_resamples} resamples are too few; at least 100 are needed")
     if ours.size < MIN_BLOCKS:
         return None
-    length = block_length or max(optimal_block_length(series).stationary for series in (ours, theirs))
+    length = block_length or max(1.0, *(optimal_block_length(series).stationary for series in (ours, theirs)))
     estimate = float(statistic(ours[None])[0] - statistic(theirs[None])[0])
     found = _resampled(
         ours, theirs, statistic, length=length, n_resamples=n_resamples, generator=np.random.default_rng(seed)

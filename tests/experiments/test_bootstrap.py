@@ -36,15 +36,17 @@ def test_the_automatic_length_is_as_published(case: Cases) -> None:
     )
 
 
-@pytest.mark.parametrize("n", [12, 20, 60, 250, 3000])
+@pytest.mark.parametrize("n", [10, 12, 20, 60, 250, 3000])
 @pytest.mark.parametrize("rho", [-0.6, 0.0, 0.4, 0.95])
 def test_the_automatic_length_is_that_of_arch(n: int, rho: float) -> None:
     bootstrap = pytest.importorskip("arch.bootstrap")
     for seed in range(5):
         values = resembling(n, rho=rho, seed=seed) * 1e-5
-        stationary, circular = bootstrap.optimal_block_length(values).to_numpy()[0]
+        # Of ten values it divides zero by zero at the last lag, and goes on.
+        with np.errstate(invalid="ignore"):
+            stationary, circular = bootstrap.optimal_block_length(values).to_numpy()[0]
         ours = optimal_block_length(values)
-        assert (ours.stationary, ours.circular) == pytest.approx((max(stationary, 1.0), max(circular, 1.0)), rel=1e-9)
+        assert (ours.stationary, ours.circular) == pytest.approx((stationary, circular), rel=1e-9)
 
 
 def test_series_that_say_nothing_have_blocks_of_one() -> None:
@@ -57,8 +59,18 @@ def test_series_that_say_nothing_have_blocks_of_one() -> None:
 def test_short_series_have_a_length(n: int) -> None:
     for seed in range(30):
         found = optimal_block_length(np.random.default_rng(seed).normal(0.0, 1.0, n))
-        assert 1.0 <= found.stationary <= n
-        assert 1.0 <= found.circular <= n
+        assert 0.0 < found.stationary <= n
+        assert 0.0 < found.circular <= n
+
+
+def test_blocks_that_hardly_resemble_each_other_are_drawn_one_by_one() -> None:
+    noise = np.random.default_rng(0).normal(0.0, 1.0, (40, 200))
+    lengths = [optimal_block_length(series).stationary for series in noise]
+    short = noise[int(np.argmin(lengths))]
+    assert min(lengths) < 1.0
+    found = bootstrap_difference(control=short, treatment=short[::-1] + short, seed=1, n_resamples=100)
+    assert found is not None
+    assert found.block_length >= 1.0
 
 
 @pytest.mark.parametrize("length", [1.0, 4.0, 25.0])
