@@ -44,8 +44,8 @@ def sequence_halfwidth(standard_error: Numbers, n: Numbers, *, n_star: float, al
     Source:
         eq. 9.
     """
-    inflated = _inflated(n, mixture_rho(n_star=n_star, alpha=alpha))
-    return standard_error * np.sqrt(2.0 * inflated / (inflated - 1.0) * (0.5 * np.log(inflated) - math.log(alpha)))  # type: ignore[no-any-return]
+    growth = _growth(n, mixture_rho(n_star=n_star, alpha=alpha))
+    return standard_error * np.sqrt(2.0 * (growth + 1.0) / growth * (0.5 * np.log1p(growth) - math.log(alpha)))  # type: ignore[no-any-return]
 
 
 def one_sided_halfwidth(standard_error: Numbers, n: Numbers, *, n_star: float, alpha: float = 0.05) -> Numbers:
@@ -57,8 +57,9 @@ def one_sided_halfwidth(standard_error: Numbers, n: Numbers, *, n_star: float, a
     Source:
         eq. 134, its scale taken at 2 alpha.
     """
-    inflated = _inflated(n, _one_sided_rho(n_star=n_star, alpha=alpha))
-    return standard_error * np.sqrt(2.0 * inflated / (inflated - 1.0) * np.log1p(np.sqrt(inflated) / (2.0 * alpha)))  # type: ignore[no-any-return]
+    growth = _growth(n, _one_sided_rho(n_star=n_star, alpha=alpha))
+    inflated = growth + 1.0
+    return standard_error * np.sqrt(2.0 * inflated / growth * np.log1p(np.sqrt(inflated) / (2.0 * alpha)))  # type: ignore[no-any-return]
 
 
 def log_e_value(z: Numbers, n: Numbers, *, n_star: float, alpha: float = 0.05) -> Numbers:
@@ -67,13 +68,13 @@ def log_e_value(z: Numbers, n: Numbers, *, n_star: float, alpha: float = 0.05) -
     Source:
         eq. 155.
     """
-    inflated = _inflated(n, mixture_rho(n_star=n_star, alpha=alpha))
-    return 0.5 * (z * z * (inflated - 1.0) / inflated - np.log(inflated))  # type: ignore[no-any-return]
+    growth = _growth(n, mixture_rho(n_star=n_star, alpha=alpha))
+    return 0.5 * (z * z * growth / (growth + 1.0) - np.log1p(growth))  # type: ignore[no-any-return]
 
 
-def _inflated(n: Numbers, rho: float) -> Numbers:
-    """n rho² + 1."""
-    return n * (rho * rho) + 1.0
+def _growth(n: Numbers, rho: float) -> Numbers:
+    """n rho²; the formulas have it with 1 added too, which must not be taken away again: of 1e-10, half its digits are gone."""
+    return n * (rho * rho)
 
 
 def _one_sided_rho(*, n_star: float, alpha: float) -> float:
@@ -127,12 +128,14 @@ def one_sided_always_valid_p(
     """
     z = (difference.estimate - null) / difference.standard_error
     z = z if alternative == "greater" else -z
-    inflated = difference.n * _one_sided_rho(n_star=n_star, alpha=alpha) ** 2 + 1.0
+    growth = _growth(float(difference.n), _one_sided_rho(n_star=n_star, alpha=alpha))
     if z <= 0.0:
         return 1.0
-    exponent = z * z * (inflated - 1.0) / (2.0 * inflated)
-    # log(sqrt(inflated) / 2 / (e^exponent - 1)), written so that neither end overflows.
-    log_p = 0.5 * math.log(inflated) - math.log(2.0) - exponent - math.log(-math.expm1(-exponent))
+    exponent = z * z * growth / (2.0 * (growth + 1.0))
+    if not exponent:
+        return 1.0
+    # log(sqrt(growth + 1) / 2 / (e^exponent - 1)), written so that neither end overflows.
+    log_p = 0.5 * math.log1p(growth) - math.log(2.0) - exponent - math.log(-math.expm1(-exponent))
     return math.exp(min(0.0, log_p))
 
 

@@ -63,6 +63,12 @@ def test_the_width_is_that_of_the_paper_written_out() -> None:
     assert one_sided_halfwidth(se, n, n_star=n_star, alpha=alpha) == pytest.approx(one, rel=1e-13)
 
 
+def test_the_first_units_of_a_huge_plan_have_all_digits_of_their_width() -> None:
+    # The formulas of the paper with 50 digits, two units of ten thousand million planned.
+    assert sequence_halfwidth(1.0, 2.0, n_star=1e10, alpha=0.05) == pytest.approx(61439.325566251085, rel=1e-14)
+    assert one_sided_halfwidth(1.0, 2.0, n_star=1e10, alpha=0.05) == pytest.approx(61553.446538271622, rel=1e-14)
+
+
 @pytest.mark.parametrize(
     ("share", "factor"), [(0.1, 1.97), (0.25, 1.67), (0.5, 1.57), (1.0, 1.55), (2.0, 1.56), (5.0, 1.61), (10.0, 1.65)]
 )
