@@ -49,8 +49,13 @@ def mixture_bound(v: float, *, r: float, alpha: float = 0.05, is_one_sided: bool
     two_sided = math.sqrt((v + r) * (math.log1p(v / r) - 2.0 * math.log(alpha)))
     if not is_one_sided:
         return two_sided
-    # Twice the density on one side crosses sooner, and never later than the two-sided mixture.
-    return float(optimize.brentq(lambda s: log_mixture(s, v, r=r, is_one_sided=True) + math.log(alpha), 0.0, two_sided))
+
+    # Twice the density on one side crosses sooner, and never later than the two-sided mixture. Searched for as a share of
+    # that, because the search ends at 2e-12 of whatever unit it has, and sums of returns are not far above.
+    def excess(share: float) -> float:
+        return log_mixture(share * two_sided, v, r=r, is_one_sided=True) + math.log(alpha)
+
+    return two_sided * float(optimize.brentq(excess, 0.0, 1.0))
 
 
 def msprt_p(s: float, v: float, *, r: float) -> float:

@@ -38,6 +38,12 @@ def test_the_bound_is_where_the_mixture_reaches_its_level() -> None:
         assert log_mixture(bound, 40.0, r=7.0, is_one_sided=is_one_sided) == pytest.approx(math.log(100.0))
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e9])
+def test_the_bound_of_a_sum_is_as_exact_in_any_unit(unit: float) -> None:
+    bound = mixture_bound(40.0 * unit**2, r=7.0 * unit**2, is_one_sided=True)
+    assert bound == pytest.approx(unit * mixture_bound(40.0, r=7.0, is_one_sided=True), rel=1e-10)
+
+
 def test_it_is_the_family_of_the_sequences() -> None:
     difference = Difference(0.02, 0.008, 4000, 3998.0)
     z = difference.estimate / difference.standard_error
