@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mmserver.experiments.comparisons import Difference
-from mmserver.experiments.distributions import normal_cdf, normal_quantile, student_sf
+from mmserver.experiments.distributions import normal_cdf, normal_isf, student_sf
 from mmserver.experiments.moments import CoMoments, Moments, finite_values
 
 EULER_GAMMA = 0.5772156649015329
@@ -112,7 +112,7 @@ def expected_maximum_sharpe(*, n_trials: int, trials_variance: float) -> float:
         raise ValueError(f"the trials' variance is {trials_variance}; it must not be negative")
     if _whole(n_trials, 1) == 1:
         return 0.0
-    near, far = normal_quantile(1.0 - 1.0 / n_trials), normal_quantile(1.0 - 1.0 / (n_trials * math.e))
+    near, far = normal_isf(1.0 / n_trials), normal_isf(1.0 / (n_trials * math.e))
     return math.sqrt(trials_variance) * ((1.0 - EULER_GAMMA) * near + EULER_GAMMA * far)
 
 

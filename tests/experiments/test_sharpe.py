@@ -64,6 +64,12 @@ def test_the_best_of_many_without_skill_is_as_great_as_expected() -> None:
     assert expected_maximum_sharpe(n_trials=1, trials_variance=0.01) == 0.0
 
 
+@pytest.mark.parametrize(("n_trials", "expected"), [(10**12, 7.1142181723633303), (10**20, 9.3236128823618716)])
+def test_the_best_of_very_many_keeps_its_digits(n_trials: int, expected: float) -> None:
+    # The same formula with 50 digits.
+    assert expected_maximum_sharpe(n_trials=n_trials, trials_variance=1.0) == pytest.approx(expected, rel=1e-14)
+
+
 def test_the_difference_of_paired_ratios_is_as_published(case: Cases) -> None:
     found = case("jobson_korkie_memmel_seeded")
     random = np.random.RandomState(1)
