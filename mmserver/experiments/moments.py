@@ -6,6 +6,7 @@ Sums of squares are not kept: of values near 1e-4 with a spread of 1e-5 they los
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Self
 
 import numpy as np
@@ -47,15 +48,18 @@ class Moments:
 
     @classmethod
     def from_sums(cls, n: int, total: float, total_squares: float) -> Self:
-        """The moments of n values whose sum and sum of squares are known; as exact as the sum of squares is.
+        """The moments of n values whose sum and sum of squares are known; as exact as these are.
 
         Raises:
             ValueError: no values have these sums.
         """
         if n == 0:
             return cls()
-        m2 = total_squares - total * total / n
-        # Rounding alone may leave a little below zero; more than that is a mistake of the caller.
+        if not (math.isfinite(total) and math.isfinite(total_squares)):
+            raise ValueError(f"no {n} values have the sum {total} and the sum of squares {total_squares}")
+        # Of values far from zero the two nearly cancel: taken in whole numbers, what they leave has all its digits.
+        m2 = float(Fraction(float(total_squares)) - Fraction(float(total)) ** 2 / int(n))
+        # Rounding of the sums alone may leave a little below zero; more than that is a mistake of the caller.
         if m2 < -1e-9 * abs(total_squares):
             raise ValueError(f"no {n} values have the sum {total} and the sum of squares {total_squares}")
         return cls(n, total / n, max(m2, 0.0))

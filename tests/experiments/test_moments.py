@@ -70,6 +70,13 @@ def test_sums_give_the_moments_of_their_values() -> None:
     assert Moments.from_sums(0, 0.0, 0.0) == Moments()
 
 
+def test_sums_of_values_far_from_zero_keep_the_spread_that_they_have() -> None:
+    # Of 10^7 + 1, + 2, + 3: the two terms are 3e14, and differ by 2.
+    assert Moments.from_sums(3, 3e7 + 6.0, 3e14 + 12e7 + 14.0) == Moments(3, 1e7 + 2.0, 2.0)
+    # Sums that are only near those of two values: exactly what is left of them, where float64 alone leaves 0.00390625.
+    assert Moments.from_sums(2, -6526794.952, 21299526172726.344).m2 == pytest.approx(0.005321191062450409, rel=1e-15)
+
+
 def test_rounding_in_sums_never_makes_a_spread_negative() -> None:
     assert Moments.from_sums(3, 0.3, 0.03 - 1e-17).m2 == pytest.approx(0.0, abs=1e-16)
 
