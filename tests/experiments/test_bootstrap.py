@@ -42,8 +42,8 @@ def test_the_automatic_length_is_that_of_arch(n: int, rho: float) -> None:
     bootstrap = pytest.importorskip("arch.bootstrap")
     for seed in range(5):
         values = resembling(n, rho=rho, seed=seed) * 1e-5
-        # Of ten values it divides zero by zero at the last lag, and goes on.
-        with np.errstate(invalid="ignore"):
+        # Of ten values it divides by zero at the last lag, and goes on.
+        with np.errstate(divide="ignore"):
             stationary, circular = bootstrap.optimal_block_length(values).to_numpy()[0]
         ours = optimal_block_length(values)
         assert (ours.stationary, ours.circular) == pytest.approx((stationary, circular), rel=1e-9)
