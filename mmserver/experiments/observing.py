@@ -61,31 +61,46 @@ class Observing:
         prediction_id = self._new_prediction_id()
         if is_ours(error) and self._sample.has(prediction_id):
             symbol = _symbol_of(resolved) if symbol is None else symbol
-            made = self._made(resolved, begun_ns)(prediction_id, symbol, None, b"", error.code)
+            made = self._made(resolved, begun_ns, 1)(prediction_id, symbol, None, b"", error.code)
             self._log.append_all((made,), must_keep=False)
 
-    def ran(
+    def ran(  # noqa: PLR0917 (all that is known of it)
         self,
         resolved: Resolved,
         loaded: LoadedModel,
+        prediction_id: str,
         rows: np.ndarray[Any, Any],
-        outputs: Mapping[str, FloatRows],
+        found: Mapping[str, FloatRows] | MmserverError,
         begun_ns: int,
-    ) -> str:
-        """Log rows of which the model's raw outputs were given, with what these decide.
+    ) -> None:
+        """Log rows of which the model's raw outputs were given, with what these decide, or why there are none.
+
+        Args:
+            prediction_id: the request's, of which those of its rows are made: see `row_id`.
 
         Shapes:
-            rows: n_rows × n_features, as they were asked. outputs: n_rows × width each.
-
-        Returns:
-            the request's id, of which those of its rows are made: see `row_id`
+            rows: n_rows × n_features, as they were asked. found: n_rows × width each.
         """
-        prediction_id = self._new_prediction_id()
+        if isinstance(found, MmserverError) and not is_ours(found):
+            return
         places = self._sample.rows(prediction_id, len(rows))
-        if len(places):
-            drawn = self._of_rows(resolved, loaded, rows, outputs, places, prediction_id, begun_ns)
-            self._log.append_all(drawn, must_keep=False)
-        return prediction_id
+        if not len(places):
+            return
+        is_whole = len(places) == len(rows)
+        table = loaded.layout.rows(rows if is_whole else rows[places])
+        decisions: Sequence[Decision | None] = [None] * len(places)
+        code = None
+        if isinstance(found, MmserverError):
+            code = found.code
+        else:
+            some = found if is_whole else {name: values[places] for name, values in found.items()}
+            decisions = decisions_of(resolved, loaded, some, len(places), self._dead_band(resolved))
+        made, symbol = self._made(resolved, begun_ns, len(rows)), _symbol_of(resolved)
+        drawn = (
+            made(row_id(prediction_id, place, len(rows)), symbol, decision, row.tobytes(), code)
+            for place, row, decision in zip(places.tolist(), table, decisions, strict=True)
+        )
+        self._log.append_all(drawn, must_keep=False)
 
     # --- parts ------------------------------------------------------------------------------------------------------------
 
@@ -97,7 +112,7 @@ class Observing:
         rows: FloatRows,
         begun_ns: int,
     ) -> Iterator[Observation]:
-        made = self._made(resolved, begun_ns)
+        made = self._made(resolved, begun_ns, len(answers))
         for place, (symbol, answer) in enumerate(zip(symbols, answers, strict=True)):
             if isinstance(answer, Prediction):
                 if self._sample.has(answer.prediction_id):
@@ -107,41 +122,12 @@ class Observing:
                 if self._sample.has(prediction_id):
                     yield made(prediction_id, symbol, None, rows[place].tobytes(), answer.code)
 
-    def _of_rows(  # noqa: PLR0917 (what `ran` has, and what it drew)
-        self,
-        resolved: Resolved,
-        loaded: LoadedModel,
-        rows: np.ndarray[Any, Any],
-        outputs: Mapping[str, FloatRows],
-        places: np.ndarray[Any, Any],
-        prediction_id: str,
-        begun_ns: int,
-    ) -> Iterator[Observation]:
-        made, symbol = self._made(resolved, begun_ns), _symbol_of(resolved)
-        is_whole = len(places) == len(rows)
-        table = loaded.layout.rows(rows if is_whole else rows[places])
-        some = outputs if is_whole else {name: values[places] for name, values in outputs.items()}
-        decisions = self._decisions(resolved, loaded, some, len(places))
-        for place, row, decision in zip(places.tolist(), table, decisions, strict=True):
-            yield made(row_id(prediction_id, place, len(rows)), symbol, decision, row.tobytes(), None)
-
-    def _decisions(
-        self, resolved: Resolved, loaded: LoadedModel, outputs: Mapping[str, FloatRows], n_rows: int
-    ) -> Sequence[Decision | None]:
-        """What outputs decide; None of a model whose outputs say no direction, which was answered all the same."""
-        nothing = [None] * n_rows
-        if isinstance(loaded.interpreter, NoInterpreter):
-            return nothing
-        try:
-            return decide(loaded.interpreter, resolved.group.group_key, outputs, self._dead_band(resolved))
-        except MmserverError:
-            return nothing
-
     def _made(
-        self, resolved: Resolved, begun_ns: int
+        self, resolved: Resolved, begun_ns: int, n_rows: int
     ) -> Callable[[str, str, Decision | None, bytes, str | None], Observation]:
-        """How to make an observation of what one model did in one request."""
-        at_us, latency_us = _us_since_epoch(self._now()), (time.perf_counter_ns() - begun_ns) // 1000
+        """How to make an observation of what one model did with rows together; each row's latency is its share."""
+        at_us = _us_since_epoch(self._now())
+        latency_us = (time.perf_counter_ns() - begun_ns) // (1000 * max(1, n_rows))
         model_name, version, horizon_us = resolved.version.model_name, resolved.version.label, self._horizon_us
 
         def make(
@@ -168,6 +154,19 @@ class Observing:
 def is_ours(error: MmserverError) -> bool:
     """Whether the model or the server failed, rather than the client in asking."""
     return isinstance(error, Unavailable | Corrupt)
+
+
+def decisions_of(
+    resolved: Resolved, loaded: LoadedModel, outputs: Mapping[str, FloatRows], n_rows: int, dead_band: float
+) -> Sequence[Decision | None]:
+    """What each row's raw outputs mean; None where nothing says that, which is no failure of what gives raw outputs."""
+    nothing = [None] * n_rows
+    if isinstance(loaded.interpreter, NoInterpreter):
+        return nothing
+    try:
+        return decide(loaded.interpreter, resolved.group.group_key, outputs, dead_band)
+    except MmserverError:
+        return nothing
 
 
 def _symbol_of(resolved: Resolved) -> str:

@@ -100,15 +100,16 @@ class Observer(Protocol):
     def failed(self, resolved: Resolved, symbol: str | None, error: MmserverError, begun_ns: int) -> None:
         """Nothing could be predicted; `symbol` where it is not the group's."""
 
-    def ran(
+    def ran(  # noqa: PLR0917 (all that is known of it)
         self,
         resolved: Resolved,
         loaded: LoadedModel,
+        prediction_id: str,
         rows: np.ndarray[Any, Any],
-        outputs: Mapping[str, FloatRows],
+        found: Mapping[str, FloatRows] | MmserverError,
         begun_ns: int,
-    ) -> str:
-        """What `Serving.run` gave; the answer is the id that outcomes are reported by."""
+    ) -> None:
+        """What `Serving.run` gave for the rows, or why nothing."""
 
 
 @dataclass(slots=True)
@@ -329,16 +330,25 @@ class Serving:
         )
         return outputs
 
-    def observed(
+    def observe_run(  # noqa: PLR0917 (all that is known of it)
         self,
         resolved: Resolved,
         loaded: LoadedModel,
         rows: np.ndarray[Any, Any],
-        outputs: Mapping[str, FloatRows],
+        found: Mapping[str, FloatRows] | MmserverError,
         begun_ns: int,
+        prediction_id: str | None = None,
     ) -> str | None:
-        """Tell whoever observes of what `run` gave; the id that the rows' outcomes are reported by, None where nobody does."""
-        return None if self.observer is None else self.observer.ran(resolved, loaded, rows, outputs, begun_ns)
+        """Tell whoever observes of what `run` gave or raised outside experiments; not `run` itself, as experiments keep their own.
+
+        Returns:
+            the id that the rows' outcomes are reported by; None where nobody observes
+        """
+        if self.observer is None:
+            return None
+        prediction_id = prediction_id or self.new_prediction_id()
+        self.observer.ran(resolved, loaded, prediction_id, rows, found, begun_ns)
+        return prediction_id
 
     def observe_failure(
         self, resolved: Resolved, error: MmserverError, begun_ns: int, symbol: str | None = None

@@ -24,7 +24,7 @@ from mmserver.serving.tables import Numbers, Table, rows_from_table, table_from_
 from mmserver.web.current import current_raw_experimenter, current_serving, current_store, current_waited_ns
 from mmserver.web.framing import REQUEST_ID_KEY
 from mmserver.web.plain_json import strict_document
-from mmserver.web.raw_answers import headers_of_arm, unit_id_from_request
+from mmserver.web.raw_answers import headers_of_arm, headers_of_observed, unit_id_from_request
 from mmserver.web.requests import query_time
 from mmserver.web.responses import JSON_MEDIA_TYPE, json_response
 
@@ -122,8 +122,16 @@ def _answer(resolved: Resolved, named: str | None, version: str | None, as_of: d
             return _answer_of_arm(raw, request, assignment, reading)
     loaded = _loaded(serving, resolved)
     rows = reading(resolved, loaded)
-    outputs = serving.run(resolved, rows, queue_ns=current_waited_ns(), loaded=loaded) if len(rows) else {}
-    return _answer_from_outputs(resolved, outputs)
+    if not len(rows):  # nothing is predicted
+        return _answer_from_outputs(resolved, {})
+    begun_ns = time.perf_counter_ns()
+    try:
+        outputs = serving.run(resolved, rows, queue_ns=current_waited_ns(), begun_ns=begun_ns, loaded=loaded)
+    except MmserverError as error:
+        serving.observe_run(resolved, loaded, rows, error, begun_ns)
+        raise
+    prediction_id = serving.observe_run(resolved, loaded, rows, outputs, begun_ns)
+    return _answer_from_outputs(resolved, outputs, headers_of_observed(prediction_id))
 
 
 def _answer_of_arm(
@@ -150,8 +158,9 @@ def _loaded(serving: Serving, resolved: Resolved) -> LoadedModel:
     begun_ns = time.perf_counter_ns()
     try:
         return serving.loaded(resolved)
-    except MmserverError:
+    except MmserverError as error:
         serving.statistics.failed(resolved.version, resolved.group, time.perf_counter_ns() - begun_ns)
+        serving.observe_failure(resolved, error, begun_ns)
         raise
 
 

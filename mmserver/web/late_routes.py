@@ -32,6 +32,11 @@ _REGISTRY_EDITS = "mmserver.web.registry_edits"
 _OPTIMIZATION_PAGES = "mmserver.web.optimization_pages"
 _EXPERIMENTS = "mmserver.web.experiments"
 _OUTCOMES = "mmserver.web.outcomes"
+_AUDIT = "mmserver.web.audit"
+_EXPERIMENT_PAGES = "mmserver.web.experiment_pages"
+_EXPERIMENT_FORMS = "mmserver.web.experiment_forms"
+_EXPERIMENT_ACTIONS = "mmserver.web.experiment_actions"
+_OUTCOME_PAGES = "mmserver.web.outcome_pages"
 EXPERIMENTS_RULE = "/api/ml/experiments"
 REGISTER_RULE = "/api/ml/registry/models"
 REGISTER_PAGE_RULE = "/ui/register"
@@ -45,6 +50,8 @@ _MODEL_RULE = f"{REGISTER_RULE}/<model_name>"
 _VERSION_RULE = f"{_MODEL_RULE}/<version>"
 _MODEL_PAGE_RULE = "/ui/models/<model_name>"
 _VERSION_PAGE_RULE = f"{_MODEL_PAGE_RULE}/versions/<version>"
+_NEW_EXPERIMENT_RULE = "/ui/create-experiment"
+_EXPERIMENT_PAGE_RULE = "/ui/experiments/<experiment_id>"
 
 LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("POST", "/predict", f"{_PREDICTIONS}:post_predict"),
@@ -106,7 +113,9 @@ LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("POST", f"{_EXPERIMENT_RULE}/apply", f"{_EXPERIMENTS}:post_apply"),
     LateRoute("GET", f"{_EXPERIMENT_RULE}/analysis", f"{_EXPERIMENTS}:get_analysis"),
     LateRoute("GET", f"{_EXPERIMENT_RULE}/evaluations", f"{_EXPERIMENTS}:get_evaluations"),
+    LateRoute("GET", f"{_EXPERIMENT_RULE}/evaluations/<int:evaluation_id>", f"{_EXPERIMENTS}:get_one_evaluation"),
     LateRoute("POST", f"{_EXPERIMENT_RULE}/outcomes", f"{_OUTCOMES}:post_outcomes"),
+    LateRoute("POST", "/api/ml/outcomes", f"{_OUTCOMES}:post_any_outcomes"),
     LateRoute("POST", "/api/ml/outcomes/prices", f"{_OUTCOMES}:post_prices"),
     LateRoute("GET", REGISTER_PAGE_RULE, f"{_REGISTRY_PAGES}:get_register_page"),
     LateRoute("POST", REGISTER_PAGE_RULE, f"{_REGISTRY_PAGES}:post_register"),
@@ -122,6 +131,26 @@ LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("POST", f"{_VERSION_PAGE_RULE}/delete", f"{_REGISTRY_EDITS}:post_removal"),
     LateRoute("GET", f"{_VERSION_PAGE_RULE}/optimize", f"{_OPTIMIZATION_PAGES}:get_optimize_page"),
     LateRoute("POST", f"{_VERSION_PAGE_RULE}/optimize", f"{_OPTIMIZATION_PAGES}:post_optimize"),
+    LateRoute("GET", "/ui/experiments", f"{_EXPERIMENT_PAGES}:get_experiments_page"),
+    LateRoute("GET", _EXPERIMENT_PAGE_RULE, f"{_EXPERIMENT_PAGES}:get_experiment_page"),
+    LateRoute("GET", f"{_EXPERIMENT_PAGE_RULE}/report", f"{_EXPERIMENT_PAGES}:get_report_page"),
+    LateRoute("GET", f"{_EXPERIMENT_PAGE_RULE}/charts/<chart_name>.csv", f"{_EXPERIMENT_PAGES}:get_chart_csv"),
+    LateRoute("GET", _NEW_EXPERIMENT_RULE, f"{_EXPERIMENT_FORMS}:get_create_page"),
+    LateRoute("POST", _NEW_EXPERIMENT_RULE, f"{_EXPERIMENT_FORMS}:post_create"),
+    LateRoute("GET", f"{_EXPERIMENT_PAGE_RULE}/edit", f"{_EXPERIMENT_FORMS}:get_edit_page"),
+    LateRoute("POST", f"{_EXPERIMENT_PAGE_RULE}/edit", f"{_EXPERIMENT_FORMS}:post_edit"),
+    LateRoute("GET", f"{_EXPERIMENT_PAGE_RULE}/start", f"{_EXPERIMENT_ACTIONS}:get_start_page"),
+    LateRoute("POST", f"{_EXPERIMENT_PAGE_RULE}/start", f"{_EXPERIMENT_ACTIONS}:post_start"),
+    LateRoute("GET", f"{_EXPERIMENT_PAGE_RULE}/ramp", f"{_EXPERIMENT_ACTIONS}:get_ramp_page"),
+    LateRoute("POST", f"{_EXPERIMENT_PAGE_RULE}/ramp", f"{_EXPERIMENT_ACTIONS}:post_ramp"),
+    LateRoute("GET", f"{_EXPERIMENT_PAGE_RULE}/stop", f"{_EXPERIMENT_ACTIONS}:get_stop_page"),
+    LateRoute("POST", f"{_EXPERIMENT_PAGE_RULE}/stop", f"{_EXPERIMENT_ACTIONS}:post_stop"),
+    LateRoute("GET", f"{_EXPERIMENT_PAGE_RULE}/apply", f"{_EXPERIMENT_ACTIONS}:get_apply_page"),
+    LateRoute("POST", f"{_EXPERIMENT_PAGE_RULE}/apply", f"{_EXPERIMENT_ACTIONS}:post_apply"),
+    LateRoute("GET", f"{_EXPERIMENT_PAGE_RULE}/outcomes", f"{_OUTCOME_PAGES}:get_outcomes_page"),
+    LateRoute("POST", f"{_EXPERIMENT_PAGE_RULE}/outcomes", f"{_OUTCOME_PAGES}:post_outcomes"),
+    LateRoute("GET", "/api/ml/audit", f"{_AUDIT}:get_audit"),
+    LateRoute("GET", "/ui/audit", f"{_AUDIT}:get_audit_page"),
     LateRoute("GET", "/openapi.json", f"{_OPENAPI}:get_openapi"),
     LateRoute("GET", "/docs", f"{_OPENAPI}:get_docs"),
     LateRoute("GET", "/redoc", f"{_OPENAPI}:get_redoc"),

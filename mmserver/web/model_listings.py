@@ -8,7 +8,14 @@ from mmserver.catalog.catalog import Group, Model, Version
 from mmserver.registry.said import Said, ServedSaid, said_of_versions
 from mmserver.registry.versions import list_records, size_mb
 from mmserver.serving.model_facts import NOTHING, ModelFacts, said_accuracy, told_by
-from mmserver.web.current import SERVING_KEY, LateServing, current_actor, current_serving, current_store
+from mmserver.web.current import (
+    SERVING_KEY,
+    LateServing,
+    current_actor,
+    current_experimenter,
+    current_serving,
+    current_store,
+)
 from mmserver.web.errors import problem_from_error
 from mmserver.web.health import RETRY_AFTER_S, run_checks, uptime_s
 from mmserver.web.registry_bodies import StageName
@@ -56,7 +63,7 @@ def get_ml_health() -> flask.Response:
     n_experiments = sum(len(running) for running in store.catalog.experiments.values())
     return _health(status, {
         "timestamp": store.now(), "loaded_models": names, "active_experiments": n_experiments,
-        "uptime_seconds": uptime_s(flask.current_app),
+        "observations": current_experimenter().log.status, "uptime_seconds": uptime_s(flask.current_app),
     })  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from mmserver.web.open_inference_bodies import (
     request_from_json,
     tensors_from_request,
 )
-from mmserver.web.raw_answers import UNIT_ID, UNIT_ID_KEY, checked_unit_id, said_of_arm
+from mmserver.web.raw_answers import PREDICTION_ID, UNIT_ID, UNIT_ID_KEY, checked_unit_id, said_of_arm
 
 if TYPE_CHECKING:
     from mmserver.experiments.raw_outputs import RawAnswer, RawExperimenter, RawRequest
@@ -93,11 +93,17 @@ def infer(
         begun_ns = time.perf_counter_ns()  # what loading took was not this request's work
         reading = reading_of(call, serving.store.settings.max_rows)
         asked = reading.asked(found.resolved, loaded)
-    except MmserverError:
+    except MmserverError as error:
         serving.statistics.failed(found.version, found.group, time.perf_counter_ns() - begun_ns)
+        serving.observe_failure(found.resolved, error, begun_ns)
         raise
-    outputs = serving.run(found.resolved, asked.rows, queue_ns=call.waited_ns, begun_ns=begun_ns, loaded=loaded)
-    return _answer(found, loaded, asked, outputs, call.request_id)
+    try:
+        outputs = serving.run(found.resolved, asked.rows, queue_ns=call.waited_ns, begun_ns=begun_ns, loaded=loaded)
+    except MmserverError as error:
+        serving.observe_run(found.resolved, loaded, asked.rows, error, begun_ns)
+        raise
+    prediction_id = serving.observe_run(found.resolved, loaded, asked.rows, outputs, begun_ns)
+    return _answer(found, loaded, _named(asked, prediction_id), outputs, call.request_id)
 
 
 def _infer_in_arm(
@@ -145,17 +151,21 @@ def quick_infer(
     try:
         if experimenter is not None and found.version.model_name in serving.store.catalog.experiments:
             call = call._replace(unit_id=checked_unit_id(headers.get(UNIT_ID_KEY), UNIT_ID))
-            belongs, answer = _quick_in_arm(serving, experimenter, found, name, call, most_ns=most_ns)
+            belongs, answer = _quick_in_arm(serving, experimenter, found, name, call, headers, most_ns=most_ns)
             if belongs:
-                return _unless_packed(answer, headers)
-        answer = _quick_of_model(serving, found, call, begun_ns, most_ns)
+                return answer
+        return _quick_of_model(serving, found, call, headers, begun_ns, most_ns)
     except MmserverError:
         return None
-    return _unless_packed(answer, headers)
 
 
-def _quick_of_model(
-    serving: Serving, found: TensorModel, call: InferCall, begun_ns: int, most_ns: float
+def _quick_of_model(  # noqa: PLR0917 (what `quick_infer` knows)
+    serving: Serving,
+    found: TensorModel,
+    call: InferCall,
+    headers: Mapping[str, str],
+    begun_ns: int,
+    most_ns: float,
 ) -> InferAnswer | None:
     loaded = serving.held(found.resolved)
     if loaded is None or loaded.row_cost_ns > most_ns:
@@ -164,11 +174,24 @@ def _quick_of_model(
     if len(asked.rows) * loaded.row_cost_ns > most_ns:
         return None
     outputs = serving.run(found.resolved, asked.rows, queue_ns=call.waited_ns, begun_ns=begun_ns, loaded=loaded)
-    return _answer(found, loaded, asked, outputs, call.request_id)
+    prediction_id = None if serving.observer is None else serving.new_prediction_id()
+    answer = _answer(found, loaded, _named(asked, prediction_id), outputs, call.request_id)
+    if _may_be_packed(answer, headers):
+        return None
+    if prediction_id is not None:
+        serving.observe_run(found.resolved, loaded, asked.rows, outputs, begun_ns, prediction_id)
+    return answer
 
 
-def _quick_in_arm(
-    serving: Serving, experimenter: LateExperimenter, found: TensorModel, name: str, call: InferCall, *, most_ns: float
+def _quick_in_arm(  # noqa: PLR0917 (what `quick_infer` knows)
+    serving: Serving,
+    experimenter: LateExperimenter,
+    found: TensorModel,
+    name: str,
+    call: InferCall,
+    headers: Mapping[str, str],
+    *,
+    most_ns: float,
 ) -> tuple[bool, InferAnswer | None]:
     """Whether the request may belong to a running experiment, and its answer; True and None where the view has to give it.
 
@@ -192,17 +215,26 @@ def _quick_in_arm(
             if len(asked.rows) * row_cost_ns <= most_ns:
                 outcome = raw.scored(request, assignment, control, asked.rows, reading)
                 if not isinstance(outcome.answer, MmserverError):
-                    return True, _answer_of_arm(found, asked, raw.kept(outcome), call.request_id)
+                    answer = _answer_of_arm(found, asked, outcome.answer, call.request_id)
+                    if not _may_be_packed(answer, headers):  # else the view answers, and keeps it
+                        raw.kept(outcome)
+                        return True, answer
     except MmserverError:
         pass  # it is refused, or cannot be logged: the view says so
     raw.hand_over(request.asked, assignment)
     return True, None
 
 
-def _unless_packed(answer: InferAnswer | None, headers: Mapping[str, str]) -> InferAnswer | None:
-    """None where the answer may have to be packed, which is the view's work."""
-    is_to_be_packed = answer is not None and len(answer.body) >= MIN_PACKED_BYTES and "ACCEPT_ENCODING" in headers
-    return None if is_to_be_packed else answer
+def _may_be_packed(answer: InferAnswer, headers: Mapping[str, str]) -> bool:
+    """Whether the client may want the answer packed, which is the view's work."""
+    return len(answer.body) >= MIN_PACKED_BYTES and "ACCEPT_ENCODING" in headers
+
+
+def _named(asked: Asked, prediction_id: str | None) -> Asked:
+    """With what outcomes are reported by in the answer's parameters, where the request is observed."""
+    if prediction_id is None:
+        return asked
+    return asked._replace(parameters={**asked.parameters, PREDICTION_ID: prediction_id})
 
 
 def _name_and_version(path: str) -> tuple[str, str | None]:

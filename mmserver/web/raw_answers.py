@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 UNIT_ID = "X-Unit-Id"
 UNIT_ID_KEY = "X_UNIT_ID"
 """The same as the quick routes have it."""
+PREDICTION_ID = "prediction_id"
 MAX_UNIT_ID_LENGTH = 512
 
 
@@ -21,16 +22,25 @@ def said_of_arm(answer: "RawAnswer") -> dict[str, str]:
     said = {
         "variant": answer.variant,
         "experiment_id": answer.experiment_id,
-        "prediction_id": answer.prediction_id,
+        PREDICTION_ID: answer.prediction_id,
     }
     return said if answer.fallback is None else {**said, "fallback": answer.fallback}
 
 
 def headers_of_arm(answer: "RawAnswer") -> dict[str, str]:
     """The same as headers: `X-Variant`, `X-Experiment-Id`, `X-Prediction-Id`, `X-Fallback`; percent-encoded where not ASCII."""
+    return _headers(said_of_arm(answer))
+
+
+def headers_of_observed(prediction_id: str | None) -> dict[str, str]:
+    """`X-Prediction-Id` of a request outside experiments that is observed; none of another."""
+    return {} if prediction_id is None else _headers({PREDICTION_ID: prediction_id})
+
+
+def _headers(said: dict[str, str]) -> dict[str, str]:
     return {
         "-".join(["X", *name.title().split("_")]): text if text.isascii() else urllib.parse.quote(text)
-        for name, text in said_of_arm(answer).items()
+        for name, text in said.items()
     }
 
 

@@ -75,6 +75,11 @@ _OUTCOME: Mapping[str, Any] = {
         "at": {"type": ["string", "number", "null"], "description": "When it was known; without it, now."},
     },
 }
+_OUTCOMES = Body({
+    JSON: {"anyOf": [_OUTCOME, {"type": "array", "minItems": 1, "items": _OUTCOME}]},
+    CSV: {"type": "string"},
+    PARQUET_MEDIA_TYPE: {"type": "string", "format": "binary"},
+})  # fmt: skip
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
@@ -166,16 +171,27 @@ OPERATIONS: tuple[Operation, ...] = (
         errors=_OF_ONE,
     ),
     Operation(
+        "GET", f"{_ONE}/evaluations/<int:evaluation_id>", "replay_evaluation", EXPERIMENTS, "A kept decision, made again",
+        description="From its own inputs, by the rules of this server. Where the rules are the same, the decision must be, reasons and "
+        "numbers too.",
+        answers=(Answer.json(bodies.EvaluationAgain, "The decision, and whether it is made again."),),
+        errors=(errors.EvaluationNotFound, *_OF_ONE),
+    ),
+    Operation(
         "POST", f"{_ONE}/outcomes", "add_outcomes", EXPERIMENTS, "Say what came of predictions",
         description="One outcome, or a list; a CSV or Parquet file with the same columns. What is wrong with one is in the report and "
         "stops no other; the same outcome again changes nothing.",
-        body=Body({
-            JSON: {"anyOf": [_OUTCOME, {"type": "array", "minItems": 1, "items": _OUTCOME}]},
-            CSV: {"type": "string"},
-            PARQUET_MEDIA_TYPE: {"type": "string", "format": "binary"},
-        }),
+        body=_OUTCOMES,
         answers=(Answer.json(OutcomeReport, "What came of the outcomes."),),
         errors=(errors.TooManyRows, errors.ExtraMissing, *_CHANGES_ONE),
+    ),
+    Operation(
+        "POST", "/api/ml/outcomes", "add_any_outcomes", EXPERIMENTS, "Say what came of any predictions",
+        description="As for an experiment, of all predictions that were logged: those of every experiment, and those outside experiments "
+        "that were observed.",
+        body=_OUTCOMES,
+        answers=(Answer.json(OutcomeReport, "What came of the outcomes."),),
+        errors=(errors.TooManyRows, errors.ExtraMissing, *OF_A_CHANGE),
     ),
     Operation(
         "POST", "/api/ml/outcomes/prices", "add_prices", EXPERIMENTS, "Let outcomes be computed from prices",

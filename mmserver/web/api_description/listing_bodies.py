@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from mmserver.experiments.observations.reports import LogStatus
+
 HealthWord = Literal["healthy", "degraded", "unhealthy"]
 
 
@@ -24,6 +26,7 @@ class MlHealth(msgspec.Struct):
     timestamp: datetime
     loaded_models: list[str]
     active_experiments: int
+    observations: LogStatus | None
     uptime_seconds: float
 
 
