@@ -23,7 +23,7 @@ _BLOCK = 256
 
 FloatArray = NDArray[Any]
 Spending = Callable[[float, float], float]
-"""(alpha, information fraction) → what may be spent up to there, on one side or on both as the bounds are."""
+"""(alpha, information fraction) → what may be spent up to there, both for both sides together."""
 
 
 def obrien_fleming_spending(alpha: float, fraction: float) -> float:
@@ -39,7 +39,7 @@ def quadratic_spending(alpha: float, fraction: float) -> float:
     """alpha t².
 
     Source:
-        Kim and DeMets (1987), power family; what spotify-confidence uses, with half of alpha on one side.
+        Kim and DeMets (1987), power family; what spotify-confidence uses, for one side with half of alpha.
     """
     return alpha * fraction * fraction
 
@@ -51,7 +51,8 @@ def group_sequential_bounds(
 
     Args:
         fractions: the share of the planned information that each look has, rising, the last at most 1.
-        alpha: over both sides together; for one side of two equal ones, give half and sides=1.
+        alpha: of all that the bounds have: over both sides together, or of the one. One side then spends half of what two
+            of twice its alpha would, so that 0.025 on one side and 0.05 on both give nearly the same bounds.
 
     Raises:
         ValueError: the fractions do not rise by MIN_STEP at least within 0 and 1, or the spending falls.
@@ -65,7 +66,7 @@ def group_sequential_bounds(
     bounds: list[float] = []
     spent = 0.0
     for before, now in zip([0.0, *times], times, strict=False):
-        target = spending(alpha, now)
+        target = spending(alpha * 2.0 / sides, now) * sides / 2.0
         if target < spent:
             raise ValueError(f"the spending falls from {spent} to {target} at {now}")
         bounds.append(walk.bound_spending(target - spent, step=now - before, now=now))

@@ -41,6 +41,16 @@ def test_five_looks_of_the_obrien_fleming_kind_are_as_in_the_tables() -> None:
     assert group_sequential_bounds(equal_looks(5)) == pytest.approx([4.8769, 3.3570, 2.6803, 2.2898, 2.0310], abs=1e-4)
 
 
+def test_one_side_with_half_of_alpha_has_the_bounds_of_two_sides() -> None:
+    # As ldbounds has them for one side: 2 - 2 Phi(z_{1 - alpha / 2} / sqrt(t)).
+    ours = group_sequential_bounds(equal_looks(5), alpha=0.025, sides=1)
+    assert ours == pytest.approx([4.8769, 3.3570, 2.6803, 2.2898, 2.0310], abs=1e-4)
+    spent = [crossing_probability(ours[:k], equal_looks(5)[:k], sides=1) for k in (2, 3, 4)]
+    assert spent == pytest.approx(
+        [2 * stats.norm.sf(stats.norm.isf(0.0125) / math.sqrt(k / 5)) for k in (2, 3, 4)], rel=1e-6
+    )
+
+
 def test_constant_bounds_of_pocock_spend_what_his_table_says() -> None:
     # Pocock (1977), two sides, alpha .05.
     for looks, bound in ((2, 2.178), (3, 2.289), (4, 2.361), (5, 2.413), (10, 2.555)):
@@ -57,7 +67,7 @@ def test_the_bounds_spend_alpha_exactly(
     assert crossing_probability(bounds, fractions, sides=sides) == pytest.approx(0.05, abs=1e-9)
     for k in range(1, len(fractions)):
         spent = crossing_probability(bounds[:k], fractions[:k], sides=sides)
-        assert spent == pytest.approx(spending(0.05, fractions[k - 1]), abs=1e-9)
+        assert spent == pytest.approx(spending(0.05 * 2 / sides, fractions[k - 1]) * sides / 2, abs=1e-9)
 
 
 def test_one_planned_look_is_the_fixed_test() -> None:
