@@ -19,7 +19,7 @@ from mmserver.settings import Settings, load_settings
 from mmserver.storage.data_dir import DataDir
 from mmserver.storage.lease import Lease
 from mmserver.web.blueprints import register_web
-from mmserver.web.current import EXPERIMENTER_KEY, MODEL_READER_KEY, QUICK_KEY, SERVING_KEY, STORE_KEY
+from mmserver.web.current import EXPERIMENTER_KEY, MODEL_READER_KEY, QUICK_KEY, REFUSALS_KEY, SERVING_KEY, STORE_KEY
 from mmserver.web.health import Check
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def create_app(
         jobs = Jobs(store, snapshots_dir, lease)
         app = flask.Flask("mmserver.web", static_folder=None)
         register_web(app, store, store.plugins, checks={"jobs": jobs.check, **checks}, siblings=siblings)
+        opened.callback(_close_refusals, app)
         opened.callback(app.extensions[EXPERIMENTER_KEY].close)
         opened.callback(app.extensions[MODEL_READER_KEY].close)
         follow = partial(_follow_siblings, app) if siblings else None
@@ -80,6 +81,13 @@ def create_app(
         opened.callback(jobs.stop)
         app.extensions[RUNTIME_KEY] = Runtime(store, jobs, opened.pop_all())
         return app
+
+
+def _close_refusals(app: flask.Flask) -> None:
+    """Write what was refused last; there is nothing to close where nothing was."""
+    refusals = app.extensions.get(REFUSALS_KEY)
+    if refusals is not None:
+        refusals.close()
 
 
 def _keep_serving_up(app: flask.Flask, is_stopping: Callable[[], bool]) -> None:

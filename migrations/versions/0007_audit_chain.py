@@ -1,6 +1,7 @@
 """The rows of the audit are chained by hashes, and are never changed again."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -71,7 +72,7 @@ def _create_audit(*added: sa.Column[str]) -> None:
     )
 
 
-def _rows() -> Iterable[tuple[object, ...]]:
+def _rows() -> Iterable[tuple[Any, ...]]:
     """In parts: a trail may be long, and a table cannot well be read to its end while another is written on the connection."""
     statement = sa.text(
         f"SELECT {', '.join(CHAINED)} FROM {_BEFORE} WHERE id > :last ORDER BY id LIMIT {_ROWS_AT_ONCE}"  # noqa: S608

@@ -32,6 +32,7 @@ REFUSED = "refused"
 ANY_END = "*"
 """A filter that ends with it asks for what begins with what is before it."""
 _ROWS_AT_ONCE = 1000
+_HEAD: Select[tuple[str]] = select(MetaRow.__table__.c.value).where(MetaRow.__table__.c.key == HEAD_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,11 @@ class AuditFilter:
                 start = asked.removesuffix(ANY_END)
                 yield func.substr(column, 1, len(start)) == start
             elif asked is not None:
-                yield column == asked  # type: ignore[misc]
+                yield column == asked
         if self.since is not None:
-            yield AuditRow.at >= text_from_datetime(self.since)  # type: ignore[misc]
+            yield AuditRow.at >= text_from_datetime(self.since)
         if self.until is not None:
-            yield AuditRow.at < text_from_datetime(self.until)  # type: ignore[misc]
+            yield AuditRow.at < text_from_datetime(self.until)
 
 
 def record_audit(
@@ -93,7 +94,7 @@ def record_audit(
         DatabaseCorrupt: the head of the chain is gone; the change is not made either.
     """
     text = json.dumps(detail, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    head = _head(connection)
+    head = read_head(connection)
     row = (head.last_id + 1, at, actor, action, target, text, request_id)
     moved = AuditHead(row[0], head.n_rows + 1, row_hash(head.hash, row))
     connection.execute(insert(AuditRow), {**dict(zip(CHAINED, row, strict=True)), "hash": moved.hash})
@@ -131,9 +132,25 @@ def newest_change_id(connection: Connection) -> int:
     return connection.execute(query).scalar() or 0
 
 
-def audit_actions(connection: Connection) -> list[str]:
-    """Every action that is in the trail."""
-    return list(connection.scalars(select(AuditRow.action).distinct().order_by(AuditRow.action)))
+def record_audit_alone(
+    database: Database, *, at: str, actor: str, action: str, target: str, detail: dict[str, Any], request_id: str | None
+) -> None:
+    """The same in a transaction of its own, of what is done outside of the database."""
+    with database.write() as connection:
+        record_audit(connection, at=at, actor=actor, action=action, target=target, detail=detail, request_id=request_id)
+
+
+def read_head(connection: Connection) -> AuditHead:
+    """The end of the chain.
+
+    Raises:
+        DatabaseCorrupt: it is gone.
+    """
+    head = head_from_text(connection.execute(_HEAD).scalar())
+    if head is None:
+        path = Path(str(connection.exec_driver_sql("PRAGMA database_list").one()[2]))
+        raise DatabaseCorrupt(path=str(path), reason="the head of the audit trail is missing")
+    return head
 
 
 def verify_audit(database: Database, kept_head: str | None = None) -> ChainReport:
@@ -149,17 +166,6 @@ def verify_audit(database: Database, kept_head: str | None = None) -> ChainRepor
         reason = f"the chain is whole, but somebody dropped what keeps rows from being changed: {', '.join(missing)}"
         return ChainReport(report.n_rows, report.head, reason)
     return report
-
-
-_HEAD: Select[tuple[str]] = select(MetaRow.__table__.c.value).where(MetaRow.__table__.c.key == HEAD_KEY)
-
-
-def _head(connection: Connection) -> AuditHead:
-    head = head_from_text(connection.execute(_HEAD).scalar())
-    if head is None:
-        path = Path(str(connection.exec_driver_sql("PRAGMA database_list").one()[2]))
-        raise DatabaseCorrupt(path=str(path), reason="the head of the audit trail is missing")
-    return head
 
 
 def _entries(connection: Connection, query: Select[Any]) -> list[AuditEntry]:

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,7 @@ def register_web(
     app.config["COMPRESS_REGISTER"] = False
     compress.init_app(app)
     app.after_request(lambda response: _compressed(compress, response))
+    app.after_request(_kept_if_refused)
     for part in (models, symbols, versions, payloads, venues, pages, assets, health, late_routes):
         app.register_blueprint(part.blueprint)
     for added in plugins.blueprints():
@@ -132,6 +134,15 @@ def _headers(environ: "WSGIEnvironment") -> dict[str, str]:
     headers = {name[5:]: value for name, value in environ.items() if name.startswith("HTTP_")}
     headers["CONTENT_TYPE"] = environ.get("CONTENT_TYPE", "")
     return headers
+
+
+def _kept_if_refused(response: flask.Response) -> flask.Response:
+    """The response; what it refused is kept in the audit trail."""
+    if HTTPStatus.BAD_REQUEST <= response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+        from mmserver.web.refusals import note_refusal
+
+        note_refusal(response)
+    return response
 
 
 def _compressed(compress: flask_compress.Compress, response: flask.Response) -> flask.Response:

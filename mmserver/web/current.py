@@ -26,6 +26,7 @@ STORE_KEY = "mmserver.store"
 SERVING_KEY = "mmserver.serving"
 QUICK_KEY = "mmserver.quick"
 EXPERIMENTER_KEY = "mmserver.experimenter"
+REFUSALS_KEY = "mmserver.refusals"
 MODEL_READER_KEY = "mmserver.model_reader"
 TURN_S = 5.0
 """How long a registration waits for its turn: longer would take the threads that others wait for."""

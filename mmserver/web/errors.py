@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REPEATS_KEY = "mmserver.repeats"
+PROBLEM_KEY = "mmserver.problem"
+"""What was answered instead of what was asked for, in the request's environment."""
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 MAX_DETAIL = 4000
 
@@ -183,6 +185,7 @@ def _on_bug(error: Exception) -> flask.Response:
 
 
 def _response(problem: Problem) -> flask.Response:
+    flask.request.environ[PROBLEM_KEY] = problem
     if wants_page(flask.request):
         page = printable_text(flask.render_template("error.html", problem=problem.body(_request_id())))
         return flask.Response(page, problem.status, problem.headers, content_type="text/html; charset=utf-8")

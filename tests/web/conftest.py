@@ -23,7 +23,7 @@ from mmserver.settings import Settings
 from mmserver.storage.database import open_database
 from mmserver.storage.schema import create_database
 from mmserver.web.blueprints import register_web
-from mmserver.web.current import MODEL_READER_KEY
+from mmserver.web.current import MODEL_READER_KEY, REFUSALS_KEY
 
 HOSTILE = "<script>alert(1)</script>"
 FACTORS = ("mom_1h", "vol_1d", HOSTILE)
@@ -135,6 +135,8 @@ def make_web() -> Iterator[Callable[..., Web]]:
 
     yield make
     for app, store in opened:
+        if REFUSALS_KEY in app.extensions:
+            app.extensions[REFUSALS_KEY].close()
         app.extensions[MODEL_READER_KEY].close()
         store.close()
 
