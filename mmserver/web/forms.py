@@ -20,22 +20,34 @@ _MAX_FORM_BYTES = 8 * MAX_FIELD_BYTES
 _FIELD = re.compile(r"[^.\[]*")
 
 
-def read_form(request: flask.Request, names: Iterable[str], *, repeated: Collection[str] = ()) -> dict[str, str]:
+def read_form(
+    request: flask.Request,
+    names: Iterable[str],
+    *,
+    repeated: Collection[str] = (),
+    files: Collection[str] = (),
+    max_bytes: int = _MAX_FORM_BYTES,
+) -> dict[str, str]:
     """The form's fields, "" for one that did not come; those of `repeated`, which are read elsewhere, may come many times.
+
+    `files` may come once each, and are read elsewhere too; all other fields together have at most `max_bytes`.
 
     Raises:
         RequestInvalid: a field that the form does not have, or one that came twice.
         RequestEntityTooLarge
     """
-    request.max_form_memory_size = _MAX_FORM_BYTES
+    request.max_form_memory_size = max_bytes
     known = dict.fromkeys(names, "")
     for name, values in request.form.lists():
         if name not in known and name not in repeated:
             refuse_parameter(name[:200], "this form has no such field")
         if len(values) > 1 and name not in repeated:
             refuse_parameter(name, "the field is given twice")
-    for name in request.files:
-        refuse_parameter(name[:200], "this form takes no file")
+    for name, sent in request.files.lists():
+        if name not in files:
+            refuse_parameter(name[:200], "this form takes no file")
+        if len(sent) > 1:
+            refuse_parameter(name, "one file at a time")
     return {name: request.form.get(name, "") for name in known}
 
 
@@ -56,15 +68,27 @@ FIELD_BY_CODE: Mapping[str, str] = MappingProxyType(
 """Which field of a form an error is about that names none itself."""
 
 
-def refused_form(error: errors.MmserverError, template: str, typed: Mapping[str, str], **values: Any) -> flask.Response:
-    """The form once more: what is wrong with it, in words and beside the fields, and everything that was typed."""
+def refused_form(
+    error: errors.MmserverError,
+    template: str,
+    typed: Mapping[str, str],
+    *,
+    fields: Mapping[str, str] = FIELD_BY_CODE,
+    **values: Any,
+) -> flask.Response:
+    """The form once more: what is wrong with it, in words and beside the fields, and everything that was typed.
+
+    Args:
+        fields: which field is meant, by the error's code, and by places that the domain calls otherwise than the form does.
+    """
     problem = problem_from_error(error)
     messages: dict[str, list[str]] = {}
-    if problem.code in FIELD_BY_CODE:
-        messages[FIELD_BY_CODE[problem.code]] = [problem.detail]
+    if problem.code in fields:
+        messages[fields[problem.code]] = [problem.detail]
     for place in problem.errors:
-        field = _field(place["loc"])
-        deeper = place["loc"][len(field) :].lstrip(".")
+        where = fields.get(place["loc"], place["loc"])
+        field = _field(where)
+        deeper = where[len(field) :].lstrip(".")
         messages.setdefault(field, []).append(f"{deeper}: {place['msg']}" if deeper else place["msg"])
     said = problem.body(flask.request.environ.get(REQUEST_ID_KEY, ""))
     response = render_page(template, typed=typed, refused=said, messages=messages, **values)

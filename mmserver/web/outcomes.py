@@ -49,13 +49,13 @@ def post_outcomes(experiment_id: str) -> flask.Response:
     store.check_writable()
     experiment = get_experiment(store, experiment_id)
     outcomes = _outcomes(flask.request)
-    return json_response(_added(outcomes, experiment.log_key))
+    return json_response(added_outcomes(outcomes, experiment.log_key))
 
 
 def post_any_outcomes() -> flask.Response:
     """The same of any predictions that were logged, those outside experiments too."""
     current_store().check_writable()
-    return json_response(_added(_outcomes(flask.request), None))
+    return json_response(added_outcomes(_outcomes(flask.request), None))
 
 
 def post_prices() -> flask.Response:
@@ -70,7 +70,13 @@ def post_prices() -> flask.Response:
     return json_response(report)
 
 
-def _added(outcomes: list[Outcome], experiment_key: int | None) -> OutcomeReport:
+def added_outcomes(outcomes: list[Outcome], experiment_key: int | None) -> OutcomeReport:
+    """Add them, those of one experiment or of any prediction.
+
+    Raises:
+        TooManyRows
+        as `ObservationLog.add_outcomes`
+    """
     if len(outcomes) > MAX_OUTCOMES:
         raise TooManyRows(n_rows=len(outcomes), limit=MAX_OUTCOMES)
     dead_bands = dead_bands_of(current_store())
@@ -83,7 +89,16 @@ def _outcomes(request: flask.Request) -> list[Outcome]:
         return outcomes_from_csv(_plain_data(request))
     if request.mimetype in PARQUET_MEDIA_TYPES:
         return outcomes_from_parquet(_plain_data(request), limit=MAX_OUTCOMES)
-    document: Any = strict_json(read_json_bytes(request))
+    return outcomes_from_json(read_json_bytes(request))
+
+
+def outcomes_from_json(data: bytes) -> list[Outcome]:
+    """Those of one object, or of a list of them.
+
+    Raises:
+        RequestInvalid
+    """
+    document: Any = strict_json(data)
     found = document if isinstance(document, list) else [document]
     if not found:
         raise RequestInvalid("there are no outcomes in the body")
