@@ -31,9 +31,9 @@ from mmserver.web.experiment_typing import (
     PLACES,
     body_from_typed,
     experiment_path,
+    text_of_number,
     typed_from_experiment,
 )
-from mmserver.web.figures import full
 from mmserver.web.forms import CORRECTABLE, read_form, refused_form, uncached
 from mmserver.web.requests import query_text
 from mmserver.web.responses import render_page
@@ -142,7 +142,10 @@ def _form_facts(typed: Mapping[str, str]) -> dict[str, Any]:
     return {
         "models": {name: name for name in sorted(store.catalog.models)},
         "versions": _offered_versions(store, (typed["control_model"], typed["treatment_model"])),
-        "numbers": [(name, full(default), *SequentialPolicy.LIMITS[name]) for name, default in NUMBERS.items()],
+        "numbers": [
+            (name, "" if default is None else text_of_number(default), *SequentialPolicy.LIMITS[name])
+            for name, default in NUMBERS.items()
+        ],
         "read_only": store.read_only,
     }
 
