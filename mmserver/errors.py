@@ -212,6 +212,13 @@ class ExperimentNotFound(NotFound):
     template = "experiment {experiment_id} is not there"
 
 
+class EvaluationNotFound(NotFound):
+    """The experiment has no kept decision of that number."""
+
+    code = "evaluation_not_found"
+    template = "experiment {experiment_id} has no evaluation {evaluation_id}"
+
+
 class KeyNotFound(NotFound):
     """No API key has that id."""
 

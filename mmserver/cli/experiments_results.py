@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from mmserver.cli.experiments_values import opened
 from mmserver.cli.options import json_option, with_settings
@@ -267,15 +266,14 @@ def _kept(settings: Settings, experiment_id: str, limit: int) -> "list[Evaluatio
 
 
 def _replayed(one: "Evaluation") -> dict[str, Any]:
-    from mmserver.experiments.replaying import RULES_VERSION
-    from mmserver.experiments.replaying import replay as decide_again
+    from mmserver.experiments.replaying import replay_kept
 
-    before = one.decision["recommendation"]
-    row = {"id": one.id, "at": one.at, "verdict": before["verdict"]}
-    try:
-        again = decide_again(msgspec.json.encode(one.inputs), msgspec.json.encode(before))
-    except ValueError:  # other rules may have asked for other numbers
-        has_same_rules = one.inputs.get("rules_version") == RULES_VERSION
-        return {**row, "again": None, "is_same": False, "has_same_rules": has_same_rules}
-    verdict = again.recommendation.verdict
-    return {**row, "again": verdict, "is_same": again.is_same, "has_same_rules": again.has_same_rules}
+    again = replay_kept(one.inputs, one.decision)
+    return {
+        "id": one.id,
+        "at": one.at,
+        "verdict": one.decision["recommendation"]["verdict"],
+        "again": None if again.recommendation is None else again.recommendation.verdict,
+        "is_same": again.is_same,
+        "has_same_rules": again.has_same_rules,
+    }

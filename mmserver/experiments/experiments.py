@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, Select, select
 
 from mmserver.catalog.running import ArmVersion, overruling_label
 from mmserver.catalog.store import Store
-from mmserver.errors import ExperimentNotFound
+from mmserver.errors import EvaluationNotFound, ExperimentNotFound
 from mmserver.experiments.assignment import NamespaceSlice, UnitKind
 from mmserver.experiments.policies import Policy, policy_from
 from mmserver.storage.tables import ExperimentEvaluationRow, ExperimentPhaseRow, ExperimentRow
@@ -118,17 +118,23 @@ def list_evaluations(store: Store, key: int, limit: int) -> list[Evaluation]:
     query = select(ExperimentEvaluationRow.__table__).where(ExperimentEvaluationRow.experiment_key == key)
     with store.database.read() as connection:
         rows = connection.execute(query.order_by(ExperimentEvaluationRow.id.desc()).limit(limit)).all()
-    return [
-        Evaluation(
-            id=row.id,
-            at=datetime_from_text(row.at),
-            reason=row.reason,
-            inputs=msgspec.json.decode(row.inputs),
-            decision=msgspec.json.decode(row.decision),
-            code_version=row.code_version,
-        )
-        for row in rows
-    ]
+    return [_evaluation(row) for row in rows]
+
+
+def get_evaluation(store: Store, experiment: Experiment, evaluation_id: int) -> Evaluation:
+    """One decision about an experiment.
+
+    Raises:
+        EvaluationNotFound
+    """
+    query = select(ExperimentEvaluationRow.__table__).where(
+        ExperimentEvaluationRow.experiment_key == experiment.key, ExperimentEvaluationRow.id == evaluation_id
+    )
+    with store.database.read() as connection:
+        row = connection.execute(query).one_or_none()
+    if row is None:
+        raise EvaluationNotFound(experiment_id=experiment.experiment_id, evaluation_id=evaluation_id)
+    return _evaluation(row)
 
 
 def find_experiment(connection: Connection, experiment_id: str) -> Row[Any]:
@@ -179,6 +185,17 @@ def experiment_from_row(connection: Connection, row: Row[Any]) -> Experiment:
 def slice_from_row(row: Row[Any]) -> NamespaceSlice | None:
     """Its share of a namespace; None where it shares its units with no other."""
     return None if row.namespace is None else NamespaceSlice(row.namespace, row.slice_start, row.slice_end)
+
+
+def _evaluation(row: Row[Any]) -> Evaluation:
+    return Evaluation(
+        id=row.id,
+        at=datetime_from_text(row.at),
+        reason=row.reason,
+        inputs=msgspec.json.decode(row.inputs),
+        decision=msgspec.json.decode(row.decision),
+        code_version=row.code_version,
+    )
 
 
 def _all() -> Select[*tuple[Any, ...]]:

@@ -4,7 +4,9 @@ The rules have a number that changes whenever the same inputs may lead to anothe
 again by newer rules is then no contradiction.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -35,10 +37,11 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     """A decision made again.
 
     Fields:
+        recommendation: None where the inputs are not what the rules of today ask for.
         is_same: whether it says the same, reasons and numbers too. has_same_rules: whether rules of that number made it.
     """
 
-    recommendation: Recommendation
+    recommendation: Recommendation | None
     is_same: bool
     has_same_rules: bool
 
@@ -89,3 +92,11 @@ def replay(stored_inputs: bytes | str, stored_recommendation: bytes | str) -> Re
         is_same=again == before,
         has_same_rules=inputs.rules_version == RULES_VERSION,
     )
+
+
+def replay_kept(inputs: Mapping[str, Any], decision: Mapping[str, Any]) -> Replay:
+    """The same of an evaluation as it was kept, by whatever rules."""
+    try:
+        return replay(msgspec.json.encode(inputs), msgspec.json.encode(decision["recommendation"]))
+    except ValueError:  # other rules may have asked for other numbers
+        return Replay(recommendation=None, is_same=False, has_same_rules=inputs.get("rules_version") == RULES_VERSION)

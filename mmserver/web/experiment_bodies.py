@@ -6,14 +6,16 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from mmserver.experiments.analysing import Analysis
+from mmserver.experiments.deciding import Verdict
 from mmserver.experiments.experiments import Applied, Evaluation, Experiment, Mode, Status
 from mmserver.experiments.planning import DEFAULT_BLOCK_S, Plan, checked_plan, rest_of
 from mmserver.experiments.policies import Policy
+from mmserver.experiments.replaying import replay_kept
 
 Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class NamespaceBody(msgspec.Struct, frozen=True):
+class NamespaceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A share of a namespace's units, from `start` up to `end`: experiments in slices that are apart may run together."""
 
     name: str
@@ -21,7 +23,7 @@ class NamespaceBody(msgspec.Struct, frozen=True):
     end: float
 
 
-class CreateExperiment(msgspec.Struct, frozen=True, kw_only=True):
+class CreateExperiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /api/ml/experiments`.
 
     Fields:
@@ -51,7 +53,7 @@ class CreateExperiment(msgspec.Struct, frozen=True, kw_only=True):
     start: bool = True
 
 
-class ChangeExperiment(msgspec.Struct, frozen=True, kw_only=True):
+class ChangeExperiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `PATCH` on a draft: what is left out or null stays."""
 
     control_model: str | None = None
@@ -69,14 +71,14 @@ class ChangeExperiment(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: Moment | None = None
 
 
-class RampExperiment(msgspec.Struct, frozen=True):
+class RampExperiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST …/ramp`. `redraw`: draw all units anew, which a greater share of the control needs."""
 
     traffic_split: float
     redraw: bool = False
 
 
-class ApplyExperiment(msgspec.Struct, frozen=True):
+class ApplyExperiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST …/apply`, which may be left out: what to do, whatever is recommended."""
 
     action: Literal["promote", "rollback", "keep"] | None = None
@@ -151,11 +153,21 @@ class AppliedExperiment(msgspec.Struct, frozen=True, kw_only=True):
 class EvaluationItem(msgspec.Struct, frozen=True, kw_only=True):
     """A decision that was kept, with its exact inputs."""
 
+    id: int
     at: datetime
     reason: str
     decision: dict[str, Any]
     inputs: dict[str, Any]
     code_version: str
+
+
+class EvaluationAgain(msgspec.Struct, frozen=True, kw_only=True):
+    """A kept decision, made again from its inputs by the rules of this server."""
+
+    evaluation: EvaluationItem
+    verdict: Verdict | None
+    is_same: bool
+    has_same_rules: bool
 
 
 class EvaluationItems(msgspec.Struct, frozen=True):
@@ -244,11 +256,23 @@ def report_from_analysis(experiment: Experiment, analysis: Analysis, at: datetim
 def item_from_evaluation(evaluation: Evaluation) -> EvaluationItem:
     """A kept decision as answers show it."""
     return EvaluationItem(
+        id=evaluation.id,
         at=evaluation.at,
         reason=evaluation.reason,
         decision=dict(evaluation.decision),
         inputs=dict(evaluation.inputs),
         code_version=evaluation.code_version,
+    )
+
+
+def again_from_evaluation(evaluation: Evaluation) -> EvaluationAgain:
+    """A kept decision, and the same made again."""
+    again = replay_kept(evaluation.inputs, evaluation.decision)
+    return EvaluationAgain(
+        evaluation=item_from_evaluation(evaluation),
+        verdict=None if again.recommendation is None else again.recommendation.verdict,
+        is_same=again.is_same,
+        has_same_rules=again.has_same_rules,
     )
 
 

@@ -6,9 +6,16 @@ import urllib.parse
 
 import flask
 
+from mmserver.errors import EvaluationNotFound
 from mmserver.experiments import lifecycle
 from mmserver.experiments.evaluating import analyse_experiment, apply_result, stop_and_report
-from mmserver.experiments.experiments import STATUSES, get_experiment, list_evaluations, list_experiments
+from mmserver.experiments.experiments import (
+    STATUSES,
+    get_evaluation,
+    get_experiment,
+    list_evaluations,
+    list_experiments,
+)
 from mmserver.experiments.planning import TRAFFIC_SPLIT, rest_of
 from mmserver.web.current import current_actor, current_experimenter, current_store
 from mmserver.web.experiment_bodies import (
@@ -20,6 +27,7 @@ from mmserver.web.experiment_bodies import (
     ExperimentItems,
     Promoted,
     RampExperiment,
+    again_from_evaluation,
     changed_plan,
     item_from_evaluation,
     item_from_experiment,
@@ -34,6 +42,7 @@ DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 DEFAULT_EVALUATIONS = 20
 MAX_EVALUATIONS = 500
+_MAX_DIGITS = 18
 _CURSOR_PREFIX = "experiments before:"
 
 
@@ -132,6 +141,15 @@ def get_evaluations(experiment_id: str) -> flask.Response:
     return json_response(EvaluationItems([item_from_evaluation(one) for one in found]))
 
 
+def get_one_evaluation(experiment_id: str, evaluation_id: str) -> flask.Response:
+    """One kept decision, made again."""
+    store = current_store()
+    experiment = get_experiment(store, experiment_id)
+    if not (evaluation_id.isascii() and evaluation_id.isdecimal() and len(evaluation_id) <= _MAX_DIGITS):
+        raise EvaluationNotFound(experiment_id=experiment_id, evaluation_id=evaluation_id[:_MAX_DIGITS])
+    return json_response(again_from_evaluation(get_evaluation(store, experiment, int(evaluation_id))))
+
+
 def _cursor_from_key(key: int) -> str:
     return base64.urlsafe_b64encode(f"{_CURSOR_PREFIX}{key}".encode()).decode().rstrip("=")
 
@@ -142,6 +160,6 @@ def _key_from_cursor(cursor: str) -> int:
     except (binascii.Error, ValueError):
         text = ""
     digits = text.removeprefix(_CURSOR_PREFIX)
-    if digits == text or not digits.isdecimal() or len(digits) > 18:
+    if digits == text or not digits.isdecimal() or len(digits) > _MAX_DIGITS:
         refuse_parameter("cursor", "not a cursor from this list")
     return int(digits)

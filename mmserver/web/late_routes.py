@@ -113,7 +113,7 @@ LATE_ROUTES: tuple[LateRoute, ...] = (
     LateRoute("POST", f"{_EXPERIMENT_RULE}/apply", f"{_EXPERIMENTS}:post_apply"),
     LateRoute("GET", f"{_EXPERIMENT_RULE}/analysis", f"{_EXPERIMENTS}:get_analysis"),
     LateRoute("GET", f"{_EXPERIMENT_RULE}/evaluations", f"{_EXPERIMENTS}:get_evaluations"),
-    LateRoute("GET", f"{_EXPERIMENT_RULE}/evaluations/<int:evaluation_id>", f"{_EXPERIMENTS}:get_one_evaluation"),
+    LateRoute("GET", f"{_EXPERIMENT_RULE}/evaluations/<evaluation_id>", f"{_EXPERIMENTS}:get_one_evaluation"),
     LateRoute("POST", f"{_EXPERIMENT_RULE}/outcomes", f"{_OUTCOMES}:post_outcomes"),
     LateRoute("POST", "/api/ml/outcomes", f"{_OUTCOMES}:post_any_outcomes"),
     LateRoute("POST", "/api/ml/outcomes/prices", f"{_OUTCOMES}:post_prices"),

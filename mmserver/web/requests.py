@@ -1,7 +1,8 @@
 """Reading what clients send: strict JSON bodies and query parameters; every refusal names the place.
 
 JSON is checked in this order: media type, size, UTF-8, depth (before any recursive parser sees it), grammar with
-duplicate names and non-finite numbers refused, then types. Unknown fields are ignored.
+duplicate names and non-finite numbers refused, then types. Unknown fields are ignored, except where
+a body forbids them.
 """
 
 import json
@@ -21,6 +22,9 @@ from mmserver.errors import RequestInvalid
 MAX_JSON_DEPTH = 32
 MAX_INTEGER_DIGITS = 20
 MAX_QUERY_TEXT = 512
+_MAX_SHOWN_NAME = 100
+_MAX_UNKNOWN = 20
+"""Unknown fields that one refusal names, and characters of each."""
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
@@ -157,6 +161,10 @@ def field_errors(document: dict[str, Any], body_type: type[msgspec.Struct]) -> l
             place = place_from_message(str(error))
             deeper = place["loc"] if place["loc"].startswith("[") or not place["loc"] else "." + place["loc"]
             errors.append({"loc": field.encode_name + deeper, "msg": place["msg"]})
+    if body_type.__struct_config__.forbid_unknown_fields:
+        known = {field.encode_name for field in _fields(body_type)}
+        unknown = sorted(str(name)[:_MAX_SHOWN_NAME] for name in set(document) - known)
+        errors += [{"loc": name, "msg": "there is no such field"} for name in unknown[:_MAX_UNKNOWN]]
     return errors
 
 

@@ -173,6 +173,8 @@ def experiment_examples(
     ask("stop_experiment", "POST", f"{exact}/stop")
     ask("apply_experiment", "POST", f"{exact}/apply", {"action": "keep"})
     ask("list_evaluations", "GET", f"{exact}/evaluations?limit=1")
+    last = client.get(f"{exact}/evaluations?limit=1").raise_for_status().json()["items"][0]["id"]
+    ask("replay_evaluation", "GET", f"{exact}/evaluations/{last}")
     return found
 
 

@@ -48,7 +48,8 @@ TAGS: Mapping[str, str] = {
 _DESCRIPTION = """\
 A model manager and model server for trading models.
 
-- JSON in, JSON out, UTF-8. Unknown fields are ignored. Refused are malformed JSON, names given twice, `NaN`, `Infinity`,
+- JSON in, JSON out, UTF-8. Unknown fields are ignored, but refused by
+  name in experiments. Refused are malformed JSON, names given twice, `NaN`, `Infinity`,
   integers beyond 64 bits, NUL in texts, and more than {depth} levels. A body has at most {max_body_bytes:,} bytes, a prediction
   {max_rows:,} rows.
 - Errors are `application/problem+json` (RFC 9457); `code` is stable. Under `/v2` they are `{{"error", "code", "request_id"}}`,

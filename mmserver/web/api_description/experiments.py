@@ -171,7 +171,7 @@ OPERATIONS: tuple[Operation, ...] = (
         errors=_OF_ONE,
     ),
     Operation(
-        "GET", f"{_ONE}/evaluations/<int:evaluation_id>", "replay_evaluation", EXPERIMENTS, "A kept decision, made again",
+        "GET", f"{_ONE}/evaluations/<evaluation_id>", "replay_evaluation", EXPERIMENTS, "A kept decision, made again",
         description="From its own inputs, by the rules of this server. Where the rules are the same, the decision must be, reasons and "
         "numbers too.",
         answers=(Answer.json(bodies.EvaluationAgain, "The decision, and whether it is made again."),),

@@ -133,6 +133,9 @@ PATH_PARAMETERS: Mapping[str, Parameter] = {
         "name", "A group as `MODEL.SYMBOL`; `MODEL` alone where it has one group.", TEXT, "path", is_required=True,
         example="demo.SP500",
     ),
+    "evaluation_id": Parameter(
+        "evaluation_id", "The `id` of the evaluation.", TEXT, "path", is_required=True, example="17"
+    ),
     "experiment_id": Parameter(
         "experiment_id", "The experiment's name.", TEXT, "path", is_required=True, example="sp500-v2"
     ),
