@@ -153,6 +153,7 @@ def _data_dir(path: Path) -> Iterator[Check]:
 
 
 def _database(data_dir: Path) -> Iterator[Check]:
+    from mmserver.storage.audit import verify_audit
     from mmserver.storage.data_dir import DataDir
     from mmserver.storage.database import open_database
     from mmserver.storage.schema import check_schema
@@ -166,8 +167,13 @@ def _database(data_dir: Path) -> Iterator[Check]:
     database = open_database(names.database_path, read_only=True, n_readers=1)
     try:
         revision = check_schema(database).revision
+        trail = verify_audit(database)
     finally:
         database.close()
+    if trail.reason is None:
+        yield Check("audit", "ok", f"{trail.n_rows} rows, chained to {trail.head.hash}")
+    else:
+        yield Check("audit", "fail", f"{trail.reason}; `mmserver audit verify` says the same")
     yield Check("database", "ok", f"{size_text(size_bytes)}, schema {revision}; `mmserver db check` reads all of it")
     snapshots = list_snapshots(names.snapshots_dir)
     damaged = [str(info.path) for info in snapshots if info.damage is not None]

@@ -33,6 +33,7 @@ COMMANDS = {
     "venues": ("mmserver.cli.venues", "Order quantiles of venues: set, show."),
     "snapshot": ("mmserver.cli.snapshots", "Backups of the whole state: create, list, verify, restore."),
     "db": ("mmserver.cli.db", "The database: upgrade, check."),
+    "audit": ("mmserver.cli.audit", "Who changed what: list, verify, export."),
     "plugins": ("mmserver.cli.plugins", "List the plugins and what they add."),
     "settings": ("mmserver.cli.settings", "Show every setting, its value and where that came from."),
     "doctor": ("mmserver.cli.doctor", "Check this machine, its libraries and the state."),
