@@ -47,17 +47,17 @@ def run_history(store: Store, experiment_id: str, plan: dict[str, Any], history:
     true_now = store.now
     begun = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=history.hours)
     clock = [begun]
-    store.now = lambda: clock[0]
-    log = ObservationLog(store.settings.data_dir, now=lambda: clock[0].timestamp())
+    store.now = lambda: clock[-1]
+    log = ObservationLog(store.settings.data_dir, now=lambda: clock[-1].timestamp())  # noqa: PLW0108
     try:
         experiment = create_experiment(store, checked_plan(experiment_id=experiment_id, **plan), DESK, start=True)
         generator = np.random.default_rng(history.seed)
         for hour in range(history.hours):
-            clock[0] = begun + timedelta(hours=hour)
+            clock[-1] = begun + timedelta(hours=hour)
             if hour == history.ramp_at_h:
                 experiment = ramp_experiment(store, experiment_id, history.ramp_to, DESK)
-            outcomes = _hour(log, experiment, history, clock[0], generator)
-            clock[0] = begun + timedelta(hours=hour, minutes=59)
+            outcomes = _hour(log, experiment, history, clock[-1], generator)
+            clock[-1] = begun + timedelta(hours=hour, minutes=59)
             log.flush()
             log.add_outcomes(outcomes)
             if hour % history.evaluate_every_h == history.evaluate_every_h - 1:

@@ -70,6 +70,18 @@ def load_running(connection: Connection) -> Mapping[str, tuple[RunningExperiment
     return MappingProxyType({name: tuple(ones) for name, ones in found.items()}) if found else NO_EXPERIMENTS
 
 
+def running_of(
+    experiments: Mapping[str, tuple[RunningExperiment, ...]], model_name: str
+) -> tuple[RunningExperiment, ...]:
+    """Those that have the model in one of their arms."""
+    return tuple(
+        one
+        for ones in experiments.values()
+        for one in ones
+        if model_name in (one.control.model_name, one.treatment.model_name)
+    )
+
+
 def overruling_label(connection: Connection, control: ArmVersion, audit_id: int | None) -> str | None:
     """What the control's model serves, if somebody had a say in that after that row of the audit, and it is not the control.
 

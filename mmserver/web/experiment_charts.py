@@ -16,6 +16,8 @@ LEFT, RIGHT, TOP, BOTTOM = 70.0, 468.0, 10.0, 214.0
 LONG_FROM = 25
 """From so many points on a script draws it, so that it can be read off and zoomed."""
 _N_TICKS = 5
+_EDGE = 4.0
+"""Beyond the last point, so that its dot is covered too."""
 _MOST_TIME_TICKS = 4
 _TIME_STEPS_S = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 2 * 86400, 7 * 86400, 14 * 86400, 30 * 86400)
 _SHOWN_WIDTHS = 3.0
@@ -167,7 +169,7 @@ def _early_until(xs: Sequence[float], n_early: int) -> float | None:
     """Halfway to the first point that counts."""
     if not n_early:
         return None
-    return RIGHT if n_early >= len(xs) else (xs[n_early - 1] + xs[n_early]) / 2.0
+    return RIGHT + _EDGE if n_early >= len(xs) else (xs[n_early - 1] + xs[n_early]) / 2.0
 
 
 def _range(chart: Chart) -> tuple[float, float]:
@@ -243,4 +245,4 @@ def _time_ticks(first: datetime, last: datetime) -> list[tuple[datetime, str]]:
     n = int((last.timestamp() - start) // step) + 1
     shown = "%m-%d" if step >= 86400 else "%m-%d %H:%M" if span_s > 86400 else "%H:%M"
     found = [datetime.fromtimestamp(start, UTC) + timedelta(seconds=step * place) for place in range(n)]
-    return [(at, f"{at:{shown}}") for at in found]
+    return [(at, f"{at:%m-%d}" if not (at.hour or at.minute) else f"{at:{shown}}") for at in found]

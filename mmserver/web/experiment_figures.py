@@ -20,7 +20,7 @@ def charts_of(
     """Those that there are numbers for, always in the same order."""
     found = (
         effect_chart(experiment, looks),
-        returns_chart(returns),
+        returns_chart(returns, looks),
         latency_chart(latencies),
         units_chart(experiment, looks),
     )
@@ -74,16 +74,20 @@ def _effect_takeaway(last: Look, share: str) -> str:
     )
 
 
-def returns_chart(course: ReturnCourse | None) -> Chart | None:
+def returns_chart(course: ReturnCourse | None, looks: Sequence[Look]) -> Chart | None:
     """What a unit of each arm earned so far."""
     if course is None:
         return None
+    enough_at = next((look.at for look in looks if look.is_enough), None)
+    n_early = sum(enough_at is None or end <= enough_at for end in course.ends)
     control, treatment = course.control[-1], course.treatment[-1]
     ahead = "the treatment" if treatment > control else "the control"
     said = (
         f"A unit of the treatment earned {percent_text(treatment)} so far, one of the control {percent_text(control)}"
     )
-    if course.control_band is None or course.treatment_band is None:
+    if enough_at is None:
+        certainty = "that is before the minimums, and says nothing yet"
+    elif course.control_band is None or course.treatment_band is None:
         certainty = "there are too few hours to say how far chance alone would take them apart"
     elif _overlap(course.control_band, course.treatment_band):
         certainty = "their bands overlap, so that may be chance"
@@ -109,6 +113,7 @@ def returns_chart(course: ReturnCourse | None) -> Chart | None:
             if band is not None
         ],
         levels=[Level("nothing", "zero", 0.0)],
+        n_early=n_early,
     )
 
 
@@ -155,7 +160,7 @@ def units_chart(experiment: Experiment, looks: Sequence[Look]) -> Chart | None:
     elif policy.max_units is not None:
         said += f" of at most {number(policy.max_units)}"
     else:
-        said += "; `classic` plans none"
+        said += "; the policy classic plans none"
     levels = [] if planned is None else [Level(f"N* = {number(planned)}", "plan", float(planned))]
     levels += (
         []

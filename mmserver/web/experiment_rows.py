@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mmserver.experiments.analysing import Analysis, Improvement, SequenceTest
 from mmserver.experiments.arms import ArmReport
-from mmserver.experiments.deciding import Recommendation
+from mmserver.experiments.deciding import Recommendation, Verdict
 from mmserver.experiments.experiments import Experiment
 from mmserver.experiments.findings import Finding
 from mmserver.experiments.looks import has_enough
@@ -175,7 +175,7 @@ def metric_rows(experiment: Experiment, analysis: Analysis) -> list[MetricRow]:
         ),
     ]
     rows = [
-        MetricRow(*row, margins[name], _status(findings, _RULES[name], is_enough=is_enough))
+        MetricRow(*row, margins[name], _status(findings, _RULES[name], recommendation.verdict, is_enough=is_enough))
         for name, row in zip(_RULES, decided, strict=True)
     ]
     return [*rows, *(_only_shown(name, title, analysis) for name, title in _ONLY_SHOWN.items())]
@@ -219,7 +219,9 @@ def _only_shown(name: str, title: str, analysis: Analysis) -> MetricRow:
 
 def _sharpe(arm: ArmReport) -> str:
     sharpe = arm.sharpe
-    return EMPTY if sharpe.ratio is None else f"{number(sharpe.ratio)} ± {number(sharpe.standard_error)}"
+    if sharpe.ratio is None or sharpe.standard_error is None:
+        return EMPTY
+    return f"{_signed(f'{sharpe.ratio:.3g}')} ± {sharpe.standard_error:.2g}"
 
 
 def _margins(policy: Policy, control: ArmReport) -> dict[str, str]:
@@ -238,17 +240,18 @@ def _margins(policy: Policy, control: ArmReport) -> dict[str, str]:
     }
 
 
-def _status(findings: Mapping[str, Finding], rules: tuple[str, ...], *, is_enough: bool) -> tuple[str, str, str] | None:
+def _status(
+    findings: Mapping[str, Finding], rules: tuple[str, ...], verdict: Verdict, *, is_enough: bool
+) -> tuple[str, str, str] | None:
     found = [findings[rule] for rule in rules if rule in findings]
     if not found:
         return None
+    # Errors and latencies need no outcomes: they may roll back before there are enough of those.
+    if (is_enough or verdict == "rollback") and any(not one.holds for one in found if one.kind == "guardrail"):
+        return ("✕", "stale", "beyond limit")
     if not is_enough:
         return ("…", "early", "too early")
-    if any(not one.holds for one in found if one.kind == "guardrail"):
-        return ("✕", "stale", "beyond its limit")
-    if all(one.holds for one in found):
-        return ("✓", "ok", "as a promotion needs it")
-    return ("△", "degraded", "not shown yet")
+    return ("✓", "ok", "as asked") if all(one.holds for one in found) else ("△", "degraded", "not shown")
 
 
 def symbol_rows(analysis: Analysis, alpha: float) -> list[SymbolRow]:

@@ -5,6 +5,7 @@ from werkzeug.wrappers import Response
 
 from mmserver.catalog import diffing, groups, history, venues
 from mmserver.catalog.catalog import Group, Model, Venue, Version
+from mmserver.catalog.running import running_of
 from mmserver.catalog.symbols import comparable_symbol
 from mmserver.web.current import current_actor, current_store
 from mmserver.web.diff_rows import member_changes, shift_table
@@ -93,7 +94,7 @@ def get_model_page(model_name: str) -> Response:
     records = history.list_versions(store, model_name, VERSIONS_SHOWN + 1, before_seq)
     return render_page(
         "model.html", model=model, version=version, listing=listing, records=records, shown=VERSIONS_SHOWN,
-        before_seq=before_seq, read_only=store.read_only,
+        before_seq=before_seq, read_only=store.read_only, experiments=running_of(store.catalog.experiments, model_name),
     )  # fmt: skip
 
 

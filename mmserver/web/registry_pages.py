@@ -9,6 +9,7 @@ from werkzeug.wrappers import Response
 
 from mmserver.catalog import groups, history
 from mmserver.catalog.catalog import Model
+from mmserver.catalog.running import running_of
 from mmserver.registry import comparing, stages, standing, versions
 from mmserver.registry.finding import reference_from_text
 from mmserver.registry.registering import register_version
@@ -57,6 +58,7 @@ def get_registered_model_page(model: Model) -> Response:
         stage=stage,
         stage_names=STAGE_NAMES,
         n_by_stage=Counter(stage_name(version.stage) for version in found),
+        experiments=running_of(store.catalog.experiments, model.name),
         parity_by_label={version.label: registry_rows.parity_from_report(version.parity) for version in listing.rows},
         read_only=store.read_only,
     )
