@@ -124,3 +124,29 @@ def test_what_the_control_explains_is_taken_out_of_a_split_without_bias() -> Non
 def test_without_a_shadow_there_is_nothing_to_take_out() -> None:
     assert cuped_effect(split(arm(900), arm(100)), "accuracy") is None
     assert cuped_effect(ExperimentTotals(), "accuracy") is None
+
+
+def spread_of_z_in_shadow(*, block_hours: int) -> float:
+    """How far apart z lies, over experiments of two models that are equally good but by turns: 1 where the error is right."""
+    random = np.random.default_rng(81)
+    edge = random.normal(size=(100, 10))
+    hours = []
+    for _ in range(480):
+        edge = 0.7 * edge + np.sqrt(1.0 - 0.49) * random.normal(size=edge.shape)
+        hours.append([random.binomial(20, np.clip(0.55 + sign * 0.15 * edge, 0.0, 1.0)) for sign in (1, -1)])
+    blocks = np.array(hours).reshape(480 // block_hours, block_hours, 2, 100, 10).sum(1)
+    found = []
+    for run in range(100):
+        control, treatment = blocks[:, :, run].swapaxes(0, 1).reshape(2, -1)
+        units = np.column_stack([np.full(control.size, 20.0 * block_hours), control, treatment])
+        paired = PairedTotals(accuracy=PairedMoments.from_units(units))
+        effect = effect_of(ExperimentTotals(phases={1: PhaseTotals(paired=paired)}), "accuracy", mode="shadow")
+        assert effect is not None
+        found.append(effect.estimate / effect.standard_error)
+    return float(np.std(found))
+
+
+def test_in_shadow_blocks_must_be_longer_than_what_makes_them_resemble_each_other() -> None:
+    # Nothing is drawn by lot there, so hours of one symbol that go alike count as more than they are; docs/experiments.md says so.
+    assert spread_of_z_in_shadow(block_hours=1) > 1.7
+    assert 0.8 < spread_of_z_in_shadow(block_hours=24) < 1.2
