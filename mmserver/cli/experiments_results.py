@@ -95,7 +95,7 @@ def outcomes(settings: Settings, experiment_id: str, file: str, dead_band: float
     from mmserver.experiments.experiments import get_experiment
     from mmserver.experiments.observations.dead_bands import DeadBands
 
-    found = _outcomes_of(file)
+    found = outcomes_of(file)
     with opened(settings) as (store, observations):
         store.check_writable()
         experiment = get_experiment(store, experiment_id)
@@ -105,7 +105,7 @@ def outcomes(settings: Settings, experiment_id: str, file: str, dead_band: float
         print_json(report)
     else:
         print_rows([report], OUTCOME_COLUMNS, as_json=False)
-    _say_refused(file, report)
+    say_refused(file, report)
 
 
 @click.command()
@@ -228,7 +228,12 @@ def _number(arm: "ArmReport", name: str) -> Any:
 # --- outcomes -----------------------------------------------------------------------------------------------------------
 
 
-def _outcomes_of(file: str) -> "list[Outcome]":
+def outcomes_of(file: str) -> "list[Outcome]":
+    """Those of a CSV or Parquet file, or of CSV on the standard input.
+
+    Raises:
+        RequestInvalid, ExtraMissing
+    """
     from mmserver.experiments.observations.outcome_files import outcomes_from_csv, outcomes_from_parquet
 
     try:
@@ -242,7 +247,7 @@ def _outcomes_of(file: str) -> "list[Outcome]":
         raise RequestInvalid(f"{file}: {error}") from error
 
 
-def _say_refused(file: str, report: "OutcomeReport") -> None:
+def say_refused(file: str, report: "OutcomeReport") -> None:
     """Name those that were not added, as far as they were kept, and exit."""
     for error in report.errors:
         told = f"{file}: row {error.index + 1}, {error.prediction_id or 'no prediction'}: {error.message}"
