@@ -27,6 +27,7 @@ COMMANDS = {
     "models": ("mmserver.cli.models", "Watched models, their directories and versions."),
     "registry": ("mmserver.cli.registry", "Models registered one by one: stages, comparison."),
     "optimize": ("mmserver.cli.optimize", "Smaller and quicker forms of a registered ONNX model."),
+    "observations": ("mmserver.cli.observations", "What was predicted and what came of it: outcomes, exports, models' own."),
     "experiments": ("mmserver.cli.experiments", "Two versions on live requests: start, watch, decide, apply."),
     "predict": ("mmserver.cli.predict", "Predict from the command line: CSV or JSON in, decisions out."),
     "bench": ("mmserver.cli.bench", "Measure how fast a model predicts here, and over HTTP."),
