@@ -1,11 +1,15 @@
-"""Loading models before they are asked for: those that the settings name, and the successors of those that are in use."""
+"""Loading models before they are asked for: those that the settings name, the arms of experiments, and the successors of those that
+are in use.
+"""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 
 from sqlalchemy import select
 
 from mmserver.catalog.catalog import Catalog
+from mmserver.catalog.history import resolve_version
 from mmserver.catalog.store import Store
 from mmserver.errors import MmserverError
 from mmserver.serving.predictors import Predictors
@@ -14,6 +18,8 @@ from mmserver.serving.unloading import ModelIds, Unloading
 from mmserver.storage.tables import GroupRow
 
 ALL = "all"
+MAX_ARM_GROUPS = 200
+"""Groups of one arm of an experiment that are loaded ahead, those of symbols in use first; the others are at their first use."""
 _IDS_A_QUERY = 5000
 log = logging.getLogger(__name__)
 
@@ -38,9 +44,10 @@ class Warming:
         catalog, unloaded = self._store.catalog, self._unloading.model_ids
         if catalog is self._kept_up_with and unloaded is self._unloaded:
             return
-        served_ids = self._served_ids(catalog)
+        arms = [arm for arm in self._arms(catalog) if not self._is_unloaded(arm)]
+        served_ids = self._served_ids(catalog) | {arm.group.id for arm in arms}
         self._let_go_of_removed(served_ids)
-        for wanted in self._wanted(catalog):
+        for wanted in itertools.chain(arms, self._wanted(catalog)):
             if is_stopping() or self._store.catalog is not catalog:
                 return
             if not self._is_unloaded(wanted) and not self._warm(wanted, served_ids):
@@ -71,6 +78,20 @@ class Warming:
                 (unloaded_ids if self._unloading.is_unloaded(name, key) else served_ids).add(group.id)
         self._predictors.let_go(unloaded_ids - served_ids)
         return served_ids
+
+    def _arms(self, catalog: Catalog) -> Iterator[Resolved]:
+        """Groups that both arms of each running experiment predict with; a version that is gone says so in the experiment."""
+        in_use = {loaded.group.symbol for loaded in self._predictors.loaded()} if catalog.experiments else set()
+        experiments = [one for ones in catalog.experiments.values() for one in ones if one.overruled_by is None]
+        for arm in {arm: None for one in experiments for arm in (one.control, one.treatment)}:
+            try:
+                version = resolve_version(self._store, arm.model_name, arm.version)
+            except MmserverError as error:
+                log.warning("an arm of an experiment is not loaded ahead: %s", error)
+                continue
+            groups = [group for group in version.groups.values() if group.can_predict]
+            groups.sort(key=lambda group: group.symbol not in in_use)
+            yield from (Resolved(version, group) for group in groups[:MAX_ARM_GROUPS])
 
     def _wanted(self, catalog: Catalog) -> Iterator[Resolved]:
         """Served groups that can predict: successors of loaded ones first, then those that the settings name."""

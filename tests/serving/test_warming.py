@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from mmserver.catalog.catalog import Actor
 from mmserver.errors import PredictorUnloadable
+from mmserver.experiments.lifecycle import create_experiment
+from mmserver.experiments.planning import checked_plan
 from mmserver.jobs import Jobs
 from mmserver.serving import statistics
 from mmserver.serving.statistics import Statistics
@@ -112,6 +115,64 @@ def test_a_model_that_does_not_load_does_not_keep_the_others_cold(
     desk.switches["loading"] = first_fails
     assert keep_up(desk) == "B_ret C_ret"
     assert "A_ret is not loaded ahead" in caplog.text
+
+
+def fill_arms(desk: Any) -> None:
+    """Models `alpha` and `beta`, both with A and B, and no group in common."""
+    for number, name in enumerate(("alpha", "beta"), 1):
+        for symbol in "AB":
+            desk.write_weights(name, f"{symbol}_ret", {"prediction": [[float(number), 0.0, 0.0]]})
+        desk.register(name)
+
+
+def start_experiment(desk: Any) -> None:
+    arms = {"control": ("alpha", "latest"), "treatment": ("beta", "latest")}
+    create_experiment(
+        desk.store, checked_plan(experiment_id="exp", **arms, treatment_weight=0.5), Actor("test"), start=True
+    )
+
+
+def test_both_arms_of_an_experiment_are_loaded_when_it_starts(desk: Any) -> None:
+    fill_arms(desk)
+    assert keep_up(desk) == ""
+    start_experiment(desk)
+    assert keep_up(desk) == "A_ret A_ret B_ret B_ret"
+
+
+def test_an_arm_that_is_not_served_any_more_is_loaded_as_it_was(desk: Any) -> None:
+    fill_arms(desk)
+    start_experiment(desk)
+    treatment = desk.group("B", "beta")
+    desk.write_weights("beta", "B_ret", {"prediction": [[3.0, 0.0, 0.0]]})
+    desk.refresh("beta")
+    keep_up(desk)
+    assert desk.group("B", "beta").id != treatment.id
+    assert desk.serving.predictors.is_loaded(treatment)
+
+
+def test_an_arm_that_does_not_load_is_told_and_keeps_the_other_one_warm(
+    desk: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill_arms(desk)
+    start_experiment(desk)
+    n_loads = iter(range(10))
+
+    def last_fails(document: Any) -> None:
+        if next(n_loads) == 3:
+            raise RuntimeError("broken")
+
+    desk.switches["loading"] = last_fails
+    assert keep_up(desk) == "A_ret A_ret B_ret"
+    assert "B_ret is not loaded ahead" in caplog.text
+    assert desk.serving.predictors.failure(desk.group("B", "beta")) is not None
+
+
+def test_of_an_arm_with_many_groups_those_in_use_are_loaded_first(desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmserver.serving.warming.MAX_ARM_GROUPS", 1)
+    fill_arms(desk)
+    desk.predict(ROW, "B")
+    start_experiment(desk)
+    assert keep_up(desk) == "B_ret B_ret"
 
 
 def test_an_unloaded_model_stays_unloaded(open_desk: Callable[..., Any]) -> None:
