@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mmserver.catalog.history import apply_retention
 from mmserver.catalog.store import Store
 from mmserver.errors import MmserverError, ModelNotFound, SandboxUnavailable
-from mmserver.storage.audit import newest_change_id
+from mmserver.storage.audit import SNAPSHOTS_DROPPED, newest_change_id, record_audit_alone
 from mmserver.storage.lease import Lease
+from mmserver.storage.times import text_from_datetime
 
 if TYPE_CHECKING:
     from mmserver.steady_scheduler import SteadyScheduler
@@ -123,7 +124,12 @@ class Jobs:
             return
         create_snapshot(self._store.database, self._snapshots_dir, self._store.now())
         self._snapshot_audit_id = newest_id
-        rotate_snapshots(self._snapshots_dir, self._store.settings.snapshot_keep)
+        dropped = rotate_snapshots(self._snapshots_dir, self._store.settings.snapshot_keep)
+        if dropped:
+            detail = {"files": [path.name for path in dropped]}
+            record_audit_alone(self._store.database, at=text_from_datetime(self._store.now()), actor="mmserver",
+                               action=SNAPSHOTS_DROPPED, target=str(self._snapshots_dir), detail=detail,
+                               request_id=None)  # fmt: skip
 
     def _start(self) -> None:
         from mmserver.steady_scheduler import SteadyScheduler

@@ -173,12 +173,12 @@ def apply_retention(store: Store) -> int:
             ).rowcount
             if doomed:
                 _drop_memberships_of_no_version(connection, model.id)
+                record_audit(connection, at=text_from_datetime(store.now()), actor="mmserver", action="versions.dropped",
+                             target=model.name, detail={"versions": doomed}, request_id=None)  # fmt: skip
                 dropped += doomed
     if dropped:
         with store.database.write() as connection:
             delete_orphan_blobs(connection)
-            record_audit(connection, at=text_from_datetime(store.now()), actor="mmserver", action="versions.dropped",
-                         target="*", detail={"versions": dropped}, request_id=None)  # fmt: skip
     return dropped
 
 

@@ -29,9 +29,15 @@ def sync(settings: Settings, verify: bool, take_over: bool, as_json: bool) -> No
     """Make the directory of registered models what the database says."""
     from mmserver.catalog.opening import open_store
     from mmserver.registry.layout import sync_directory
+    from mmserver.storage.audit import record_audit_alone
+    from mmserver.storage.times import text_from_datetime
 
     with open_store(settings, owns_data_dir=False) as store:
-        _print_outcome(sync_directory(store, verifies=verify, takes_over=take_over), as_json=as_json)
+        done = sync_directory(store, verifies=verify, takes_over=take_over)
+        record_audit_alone(store.database, at=text_from_datetime(store.now()), actor=_actor().name,
+                           action="registry.synced", target=str(settings.registry_dir),
+                           detail={"take_over": take_over, "verify": verify}, request_id=None)  # fmt: skip
+        _print_outcome(done, as_json=as_json)
 
 
 @click.command(name="import")

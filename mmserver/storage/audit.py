@@ -29,6 +29,7 @@ from mmserver.storage.times import text_from_datetime
 
 REFUSED = "refused"
 """The action of what was not done: an attempt that was refused."""
+SNAPSHOTS_DROPPED = "snapshots.dropped"
 ANY_END = "*"
 """A filter that ends with it asks for what begins with what is before it."""
 _ROWS_AT_ONCE = 1000
@@ -127,8 +128,8 @@ def all_audit(database: Database, asked: AuditFilter) -> Iterator[AuditEntry]:
 
 
 def newest_change_id(connection: Connection) -> int:
-    """The id of the newest entry that is a change, not a refusal; 0 before the first."""
-    query = select(AuditRow.id).where(AuditRow.action != REFUSED).order_by(AuditRow.id.desc()).limit(1)
+    """The id of the newest entry of a change that a snapshot keeps; 0 before the first."""
+    query = select(AuditRow.id).where(AuditRow.action.not_in((REFUSED, SNAPSHOTS_DROPPED))).order_by(AuditRow.id.desc()).limit(1)
     return connection.execute(query).scalar() or 0
 
 

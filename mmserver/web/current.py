@@ -1,15 +1,18 @@
 """What the request at hand works with: the store, and who is asking."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import flask
 
 from mmserver.catalog.catalog import Actor
 from mmserver.catalog.store import Store
 from mmserver.errors import Overloaded
+from mmserver.storage.audit import record_audit_alone
+from mmserver.storage.times import text_from_datetime
 from mmserver.web.framing import REQUEST_ID_KEY, WAITED_NS_KEY
 
 if TYPE_CHECKING:
@@ -236,6 +239,15 @@ def current_store() -> Store:
     """The store that this application serves."""
     store: Store = flask.current_app.extensions[STORE_KEY]
     return store
+
+
+def record_by_current_actor(action: str, target: str, detail: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Keep in the audit what whoever asks does to this server's memory alone; a read-only one has nowhere to."""
+    store = current_store()
+    if not store.read_only:
+        by = current_actor()
+        record_audit_alone(store.database, at=text_from_datetime(store.now()), actor=by.name, action=action,
+                           target=target, detail=dict(detail), request_id=by.request_id)  # fmt: skip
 
 
 def current_actor() -> Actor:

@@ -15,6 +15,7 @@ from mmserver.web.current import (
     current_experimenter,
     current_serving,
     current_store,
+    record_by_current_actor,
 )
 from mmserver.web.errors import problem_from_error
 from mmserver.web.health import RETRY_AFTER_S, run_checks, uptime_s
@@ -194,6 +195,8 @@ def _reload(model_name: str, reference: str | None) -> flask.Response:
     for group_key, error in reloaded.failed.items():
         problem = problem_from_error(error)
         failed.append({"group_key": group_key, "code": problem.code, "detail": problem.detail})
+    detail = {"version": version.label, "loaded": len(reloaded.loaded), "failed": len(failed)}
+    record_by_current_actor("model.reloaded", version.model_name, detail)
     return json_response({
         "status": "failed" if failed else "reloaded",
         "model_name": version.model_name,

@@ -21,7 +21,13 @@ from mmserver.serving.statistics import Duration, Statistics
 from mmserver.serving.tensor_models import TensorModel, find_tensor_model, outputs_of, tensor_models
 from mmserver.serving.tensors import FEATURES
 from mmserver.web import health
-from mmserver.web.current import current_raw_experimenter, current_serving, current_store, current_waited_ns
+from mmserver.web.current import (
+    current_raw_experimenter,
+    current_serving,
+    current_store,
+    current_waited_ns,
+    record_by_current_actor,
+)
 from mmserver.web.framing import REQUEST_ID_KEY
 from mmserver.web.open_inference_bodies import BINARY_MEDIA_TYPE, HEADER_LENGTH, InferAnswer, packed_body, plain_body
 from mmserver.web.open_inference_infer import MIN_PACKED_BYTES, InferCall, infer
@@ -205,6 +211,7 @@ def post_load(name: str) -> flask.Response:
     for error in reloaded.failed.values():
         raise error
     serving.unloading.allow(found.resolved)
+    record_by_current_actor("model.loaded", name)
     return json_response({"name": name, "load": True})
 
 
@@ -212,7 +219,9 @@ def post_unload(name: str) -> flask.Response:
     """Give the model's memory back and refuse to predict with it until it is loaded again; nothing that is stored is changed."""
     _optional_body(RepositoryBody)
     serving = current_serving()
-    serving.unloading.unload(find_tensor_model(serving, name).resolved)
+    found = find_tensor_model(serving, name)
+    record_by_current_actor("model.unloaded", name)  # before: nobody's model goes away and no one knows who did that
+    serving.unloading.unload(found.resolved)
     return json_response({"name": name, "unload": True})
 
 

@@ -190,7 +190,8 @@ def test_the_newest_n_are_kept_however_old(history: Any, restart: Callable[..., 
         resolve_version(opened.store, "alpha", labels[0])
     assert n_rows(opened, BlobRow) < n_blobs
     assert [eth_seed(opened, resolve_version(opened.store, "alpha", label)) for label in labels[1:]] == [5, 4]
-    assert opened.audit()[-1].action == "versions.dropped"
+    dropped = opened.audit()[-1]
+    assert (dropped.action, dropped.target, dropped.detail) == ("versions.dropped", "alpha", {"versions": 1})
     assert apply_retention(opened.store) == 0
     assert opened.actions().count("versions.dropped") == 1
 

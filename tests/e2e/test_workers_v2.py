@@ -172,7 +172,7 @@ def test_a_server_that_is_started_again_has_forgotten_what_was_unloaded(serve: C
     clients = workers.find()
     until_ready(clients)
     assert clients[0].post(UNLOAD).status_code == 200
-    assert workers.server.query("SELECT count(*) FROM audit WHERE action LIKE '%unload%'") == [(0,)]
+    assert workers.server.query("SELECT count(*) FROM audit WHERE action = 'model.unloaded'") == [(1,)]
     assert workers.server.stop() == 0
     again = serve().find()
     assert [statuses(client) for client in again] == [GOOD, GOOD]

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from mmserver.errors import DatabaseCorrupt
 from mmserver.storage.audit import (
     REFUSED,
+    SNAPSHOTS_DROPPED,
     AuditEntry,
     AuditFilter,
     all_audit,
@@ -100,6 +101,7 @@ def test_a_long_trail_is_read_whole_in_parts(database: Database) -> None:
 def test_a_refusal_is_not_a_change(database: Database) -> None:
     record(database, "m0")
     record(database, "m1", action=REFUSED)
+    record(database, "snapshots", action=SNAPSHOTS_DROPPED)
     with database.read() as connection:
         assert newest_change_id(connection) == 1
 

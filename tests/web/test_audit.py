@@ -298,3 +298,20 @@ def test_what_is_left_is_written_when_it_is_closed(refusals: Refusals, database:
     refusals.note(attempt("too late"))
     assert rows(database)[-1]["more"] == 2
     assert rows(database, "too late") == []
+
+
+# --- what is done to memory alone ---------------------------------------------------------------------------------------
+
+
+def test_loading_and_unloading_and_reloading_are_changes_too(changing: Any) -> None:
+    name = changing.directory.name
+    record_before = verify_audit(changing.store.database).head.last_id
+    for path in (f"/v2/repository/models/{name}/unload", f"/v2/repository/models/{name}/load"):
+        assert changing.client.post(path, headers={"X-Request-ID": "r9"}).status_code == 200
+    assert changing.client.post(f"/api/ml/models/{name}/reload").status_code == 200
+    found = [
+        entry for entry in all_audit(changing.store.database, AuditFilter(target=name)) if entry.id > record_before
+    ]
+    assert [entry.action for entry in found] == ["model.unloaded", "model.loaded", "model.reloaded"]
+    assert [entry.request_id for entry in found[:2]] == ["r9", "r9"]
+    assert found[2].detail["loaded"] == 1
