@@ -376,6 +376,28 @@ class Recommendation(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...] = ()
 
 
+class OutcomeFault(msgspec.Struct, frozen=True, kw_only=True):
+    """One outcome that was not added, by its place in the call."""
+
+    index: int
+    prediction_id: str
+    code: str
+    message: str
+
+
+class OutcomeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of the outcomes of one call; `errors` has the first of those that were not added."""
+
+    n_accepted: int = 0
+    n_duplicates: int = 0
+    n_conflicts: int = 0
+    n_unknown: int = 0
+    n_premature: int = 0
+    n_in_future: int = 0
+    n_invalid: int = 0
+    errors: tuple[OutcomeFault, ...] = ()
+
+
 class ExperimentAnalysis(msgspec.Struct, frozen=True, kw_only=True):
     """How the two variants do."""
 

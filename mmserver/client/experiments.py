@@ -1,11 +1,12 @@
-"""A/B tests between two versions, on live requests. Not every release of the server has them."""
+"""A/B tests between two versions, on live requests, and what came of predictions. Not every release of the server has them."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import httpx
 import msgspec
 
-from mmserver.client.answers import Experiment, ExperimentAnalysis
+from mmserver.client.answers import Experiment, ExperimentAnalysis, OutcomeReport
 from mmserver.client.calls import Call, changing, given_fields, path, reading
 from mmserver.client.errors import NotFound, error_from_answer
 
@@ -50,6 +51,14 @@ def get_ab_test_analysis(experiment_id: str) -> Call[ExperimentAnalysis]:
 def stop_ab_test(experiment_id: str) -> Call[ExperimentAnalysis]:
     """End it; the final report."""
     return _asked(changing("POST", path(EXPERIMENTS + "/{}/stop", experiment_id), ExperimentAnalysis))
+
+
+def add_outcomes(outcomes: Sequence[Mapping[str, Any]]) -> Call[OutcomeReport]:
+    """Say what came of predictions, of experiments or observed outside them: each a `prediction_id` and a `realized_return` or a
+    `label` or both. One that is refused stops no other; the same again changes nothing, so the call may be sent twice.
+    """
+    call = changing("POST", "/api/ml/outcomes", OutcomeReport, list(outcomes))
+    return msgspec.structs.replace(call, is_repeatable=True)
 
 
 def _asked(call: Call[T]) -> Call[T]:

@@ -166,6 +166,7 @@ def experiment_examples(
     outcomes = [{"prediction_id": name, "realized_return": 0.004, "label": "BUY"} for name in ids]
     ask("add_outcomes", "POST", f"{exact}/outcomes", outcomes)
     price = {"symbol": one["symbol"], "price": 6021.5, "time": predicted[0]["timestamp"]}
+    ask("add_any_outcomes", "POST", "/api/ml/outcomes", outcomes[:1])
     ask("add_prices", "POST", "/api/ml/outcomes/prices", {"prices": [price]})
     ask("get_experiment", "GET", exact)
     ask("list_experiments", "GET", address)

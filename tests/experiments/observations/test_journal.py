@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,28 @@ def test_two_journals_of_one_process_never_share_a_file(tmp_path: Path) -> None:
     assert len(journal_files(tmp_path)) == 3
     for journal in journals:
         journal.close()
+
+
+def test_many_predictions_are_written_in_a_few_writes_and_each_is_there(
+    tmp_path: Path, observe: Callable[..., Observation]
+) -> None:
+    journal = Journal(tmp_path, file_bytes=1 << 20)
+    journal.append_all((observe(f"p{n}", features=b"x" * 4000) for n in range(1000)), must_keep=False)
+    journal.close()
+    found = [
+        one.prediction_id for path in journal_files(tmp_path) for one in read_records(path.read_bytes()).observations
+    ]
+    assert found == [f"p{n}" for n in range(1000)]
+    assert journal.n_dropped == 0
+    assert len(journal_files(tmp_path)) > 1
+
+
+def test_of_many_that_need_not_be_kept_each_that_does_not_fit_is_counted(
+    tmp_path: Path, observe: Callable[..., Observation]
+) -> None:
+    journal = Journal(tmp_path, limit_bytes=1 << 20)
+    journal.append_all((observe(f"p{n}", features=b"x" * 4000) for n in range(1000)), must_keep=False)
+    journal.close()
+    n_kept = sum(len(read_records(path.read_bytes()).observations) for path in journal_files(tmp_path))
+    assert journal.n_dropped == 1000 - n_kept
+    assert 0 < n_kept < 1000
