@@ -58,6 +58,7 @@ PAGES = {
     "roll back production": "/ui/models/hybrid/production/rollback",
     "pin": "/ui/models/pages/versions/{first}/stage?to=Production",
     "register": "/ui/register?name=hybrid",
+    "new experiment": "/ui/create-experiment?control_model=hybrid&treatment_model=hybrid&treatment_version=1.10.0",
     "venues": "/ui/venues",
     "venue": "/ui/venues/gate-margin",
     "not found": "/ui/models/absent",
@@ -179,7 +180,7 @@ def open_page(browser: Any, address: Callable[[str], str]) -> Iterator[Callable[
     for context in contexts:
         context.close()
     expected = tuple(
-        f"Failed to load resource: the server responded with a status of {status}" for status in (400, 404)
+        f"Failed to load resource: the server responded with a status of {status}" for status in (400, 404, 409)
     )
     assert [text for text in complaints if not text.startswith(expected)] == []
     assert asked <= {address("models").removesuffix("/ui/"), "data:"}
@@ -302,6 +303,74 @@ def test_a_version_is_uploaded_promoted_and_rolled_back_by_clicking_without_a_sc
     for version in ("1.1.0", "1.0.0"):
         site.client.put(f"{REGISTRY}/clicked/{version}/stage", json={"stage": "None"})
         assert site.client.delete(f"{REGISTRY}/clicked/{version}").status_code == 204
+
+
+def test_an_experiment_is_set_up_ramped_fed_and_applied_by_clicking(
+    open_page: Callable[..., Any], site: Any, artifacts: Any
+) -> None:
+    """From a version's page on; each page on the way has no script, and passes the accessibility rules on a phone, also where it refuses."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe_playwright_python is not installed (the extra test)"
+    ).Axe()
+    for model, version in enumerate(("1.0.0", "2.0.0")):
+        register(site, "tried", version, artifacts.texts[model])
+    assert site.client.post(f"{REGISTRY}/tried/1.0.0/promote").status_code == 200
+    page = open_page("models", viewport=PHONE)
+
+    def see(words: str, within: str = "main") -> None:
+        assert words in page.inner_text(within)
+        assert page.locator("script").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        found = axe.run(page, options=RULES).response["violations"]
+        assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []
+
+    def click(name: str) -> None:
+        page.get_by_role("button", name=name).click()
+
+    page.goto(f"{site.url}/ui/models/tried/versions/2.0.0")
+    page.get_by_role("link", name="compare on live requests").click()
+    page.get_by_label("Name", exact=True).fill("clicked")
+    page.get_by_label("Treatment’s share").fill("half")
+    page.get_by_label("Keep it as a draft").check()
+    click("Create the experiment")
+    see("expected a number such as 0.1, not 'half'")
+    assert page.get_by_label("Name", exact=True).input_value() == "clicked", "what was typed is still there"
+    page.get_by_label("Treatment’s share").fill("0.5")
+    click("Create the experiment")
+    page.wait_for_url("**/ui/experiments/clicked")
+    page.goto(f"{site.url}/ui/experiments/clicked/edit")
+    see("Change the draft clicked", "h1")
+    page.goto(f"{site.url}/ui/experiments/clicked/start")
+    see("Requests for tried that name no version are put into arms from now on")
+    click("Start clicked")
+    page.wait_for_url("**/ui/experiments/clicked")
+    page.goto(f"{site.url}/ui/experiments/clicked/ramp")
+    page.get_by_label("Treatment’s share").fill("0.25")
+    click("Begin the new phase")
+    see("it is 0.5 now; with 0.25 treated units would go back")
+    page.get_by_label("Draw all units anew").check()
+    click("Begin the new phase")
+    page.wait_for_url("**/ui/experiments/clicked")
+    page.goto(f"{site.url}/ui/experiments/clicked/outcomes")
+    page.get_by_label("Pasted").fill('[{"prediction_id": "nobody", "label": "BUY"}]')
+    click("Add the outcomes")
+    see("0 added, 0 known already, 1 refused")
+    page.goto(f"{site.url}/ui/experiments/clicked/stop")
+    see("Requests get what tried serves from now on")
+    page.goto(f"{site.url}/ui/experiments/clicked/apply")
+    page.get_by_label("Promote the treatment").check()
+    click("Apply")
+    see("promote is not what is recommended")
+    page.get_by_label("Do it although it is not recommended").check()
+    click("Apply")
+    page.wait_for_url("**/ui/experiments/clicked")
+    found = site.get("/api/ml/experiments/clicked")
+    assert (found["status"], found["applied"], [phase["traffic_split"] for phase in found["phases"]]) == (
+        "applied",
+        "promote",
+        [0.5, 0.75],
+    )
+    assert site.item("tried")["version"] == "2.0.0"
 
 
 def test_a_watched_model_is_pinned_and_unpinned_by_clicking(open_page: Callable[..., Any], site: Any) -> None:
