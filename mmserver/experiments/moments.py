@@ -58,7 +58,10 @@ class Moments:
         if not (math.isfinite(total) and math.isfinite(total_squares)):
             raise ValueError(f"no {n} values have the sum {total} and the sum of squares {total_squares}")
         # Of values far from zero the two nearly cancel: taken in whole numbers, what they leave has all its digits.
-        m2 = float(Fraction(float(total_squares)) - Fraction(float(total)) ** 2 / int(n))
+        try:
+            m2 = float(Fraction(float(total_squares)) - Fraction(float(total)) ** 2 / int(n))
+        except OverflowError:
+            m2 = -math.inf
         # Rounding of the sums alone may leave a little below zero; more than that is a mistake of the caller.
         if m2 < -1e-9 * abs(total_squares):
             raise ValueError(f"no {n} values have the sum {total} and the sum of squares {total_squares}")

@@ -83,7 +83,7 @@ def test_rounding_in_sums_never_makes_a_spread_negative() -> None:
 
 @pytest.mark.parametrize(
     ("n", "total", "total_squares"),
-    [(2, 10.0, 1.0), (-1, 0.0, 0.0), (3, math.nan, 1.0), (3, 1.0, math.inf)],
+    [(2, 10.0, 1.0), (-1, 0.0, 0.0), (3, math.nan, 1.0), (3, 1.0, math.inf), (3, 1e308, 1e308)],
 )
 def test_sums_of_no_values_are_refused(n: int, total: float, total_squares: float) -> None:
     with pytest.raises(ValueError, match="values have"):
