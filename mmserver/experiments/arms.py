@@ -1,16 +1,20 @@
 """What one arm of an experiment did, as it is shown; what is undefined is None, never zero."""
 
+import math
 from datetime import UTC, date, datetime, timedelta
+from itertools import takewhile
 
 import msgspec
 
 from mmserver.experiments.latencies import PercentileDefinition
 from mmserver.experiments.moments import Moments
-from mmserver.experiments.sharpe import lo_standard_error, sharpe_ratio
+from mmserver.experiments.sharpe import annualising_factor, autocorrelations_of, lo_standard_error, sharpe_ratio
 from mmserver.experiments.totals import ArmTotals, RatioMoments
 
 CLASSES = ("HOLD", "BUY", "SELL")
 """In the order of the direction codes."""
+MAX_LAGS = 5
+"""Days whose resemblance counts when a Sharpe ratio is annualised: a week of trading."""
 US_PER_S = 1_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC).date()
 
@@ -30,7 +34,7 @@ class SharpeReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Fields:
         ratio, standard_error: per day (Lo, 2002, for independent normal returns). annualised, annualised_standard_error: by
-            the square root of the policy's periods_per_year.
+            the square root of the policy's periods_per_year, and where days resemble those before them by Lo's eta instead.
     """
 
     n_days: int
@@ -136,19 +140,27 @@ def standard_error(sums: RatioMoments) -> float | None:
 
 
 def _sharpe(arm: ArmTotals, periods_per_year: int) -> SharpeReport:
-    days = Moments.from_values(list(daily_returns(arm).values()))
+    returns = list(daily_returns(arm).values())
+    days = Moments.from_values(returns)
     ratio = sharpe_ratio(days)
     if ratio is None:
         return SharpeReport(n_days=days.n)
     error = lo_standard_error(ratio, days.n)
-    root = periods_per_year**0.5
+    factor = annualising_factor(periods_per_year, _resemblance(returns))
     return SharpeReport(
         n_days=days.n,
         ratio=ratio,
         standard_error=error,
-        annualised=root * ratio,
-        annualised_standard_error=root * error,
+        annualised=None if factor is None else factor * ratio,
+        annualised_standard_error=None if factor is None else factor * error,
     )
+
+
+def _resemblance(returns: list[float]) -> list[float]:
+    """The autocorrelations of the first lags, as far as they stand out: those that chance makes would sway a year by half."""
+    found = autocorrelations_of(returns, n_lags=MAX_LAGS)
+    limit = 2.0 / math.sqrt(len(returns))
+    return list(takewhile(lambda rho: abs(rho) > limit, found))
 
 
 def _throughput(arm: ArmTotals) -> float | None:

@@ -113,6 +113,20 @@ def test_the_sharpe_ratio_comes_with_its_error_and_a_resampled_interval() -> Non
     assert analysed(both(), how=HALVES) == found
 
 
+def test_days_that_resemble_those_before_them_have_a_lower_annual_sharpe_ratio() -> None:
+    days = np.random.default_rng(9).normal(0.0, 1e-3, 400)
+    for day in range(1, 400):
+        days[day] += 0.5 * days[day - 1]
+    arm = dataclasses.replace(
+        a_full_arm(1), days={day: DaySums(n_returns=1, total_return=float(r) + 2e-4) for day, r in enumerate(days)}
+    )
+    report = analysed(split(arm, a_full_arm(2)), how=HALVES).control.sharpe
+    assert report.ratio is not None
+    assert report.annualised is not None
+    # Lo's eta of a year whose days have the autocorrelations .5, .25, …: sqrt(365 / 3), where it is sqrt(365) without.
+    assert report.annualised / report.ratio == pytest.approx(np.sqrt(365 / 3), rel=0.15)
+
+
 def test_returns_are_shown_and_decide_nothing() -> None:
     rich = dataclasses.replace(
         a_full_arm(2), returns=of_units([5] * 1_000, [1.0] * 999 + [1.1]), wins=Rate(1_000, 1_000)
