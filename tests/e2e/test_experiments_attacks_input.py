@@ -2,6 +2,7 @@
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -178,20 +179,40 @@ def test_a_csv_holds_only_numbers_that_it_shows(server: Any, running: str) -> No
 def test_a_small_parquet_file_of_millions_of_rows_fills_no_memory(server: Any, running: str) -> None:
     """It is refused for its rows before any is decoded; a long text that it has once, a million times over, is held once."""
     pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-
-    def file(n: int, text: str) -> bytes:
-        places = pyarrow.array([0] * n, pyarrow.int32())
-        written = io.BytesIO()
-        table = {"prediction_id": pyarrow.DictionaryArray.from_arrays(places, [text]), "label": pyarrow.repeat(1, n)}
-        parquet.write_table(pyarrow.table(table), written, store_schema=False)
-        return written.getvalue()
-
-    check_refused(send(server, running, file(1_000_001, "a"), PARQUET), 413, "1000001 rows")
+    check_refused(send(server, running, parquet_of(pyarrow, 1_000_001, "a"), PARQUET), 413, "1000001 rows")
     before_kb = peak_kb(server)
-    report = send(server, running, file(100_000, "x" * 50_000), PARQUET).json()
+    report = send(server, running, parquet_of(pyarrow, 100_000, "x" * 50_000), PARQUET).json()
     assert (report["n_invalid"], len(report["errors"])) == (100_000, 100)
     assert peak_kb(server) - before_kb < 1_000_000  # 5 GB, if each row had its own
+
+
+def parquet_of(pyarrow: Any, n: int, text: str) -> bytes:
+    """As many outcomes of one prediction."""
+    from pyarrow import parquet
+
+    places = pyarrow.array([0] * n, pyarrow.int32())
+    table = {"prediction_id": pyarrow.DictionaryArray.from_arrays(places, [text]), "label": pyarrow.repeat(1, n)}
+    written = io.BytesIO()
+    parquet.write_table(pyarrow.table(table), written, store_schema=False)
+    return written.getvalue()
+
+
+def test_a_million_outcomes_in_one_call_are_each_counted_and_predictions_go_on_meanwhile(
+    server: Any, running: str
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    predict(server, running, 1)
+    content = parquet_of(pyarrow, 1_000_000, "nobody's")
+    address = f"{server.url}{ROOT}/{running}/outcomes"
+    n_meanwhile = 0
+    with ThreadPoolExecutor(1) as threads:
+        sent = threads.submit(httpx.post, address, content=content, headers=PARQUET, timeout=600, trust_env=False)
+        while not sent.done():
+            assert predict(server, running, 1)[0]["variant"]
+            n_meanwhile += not sent.done()
+    report = sent.result().json()
+    assert (report["n_unknown"], report["n_accepted"], len(report["errors"])) == (1_000_000, 0, 100)
+    assert n_meanwhile > 0
 
 
 def peak_kb(server: Any) -> int:

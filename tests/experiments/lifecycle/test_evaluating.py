@@ -259,3 +259,39 @@ def test_phases_that_an_older_copy_of_the_database_does_not_have_make_an_experim
     trial.look()
     found = list_evaluations(trial.bench.store, get_experiment(trial.bench.store, "exp").key, 1)[0]
     assert found.decision["recommendation"]["verdict"] == "invalid"
+
+
+def test_a_clock_that_is_set_back_an_hour_loses_nothing_and_concludes_nothing(running: Callable[..., Trial]) -> None:
+    trial = running(policy={"policy": "sequential", "min_hours": 1.0}, auto=True)
+    trial.observe(control_right=0.5, treatment_right=0.5)
+    trial.look()
+    key = get_experiment(trial.bench.store, "exp").key
+    before = list_evaluations(trial.bench.store, key, 1)[0].decision["looks"]
+    at = trial.bench.calendar.moment
+    late = Observation(
+        prediction_id="late", at_us=int(at.timestamp() * 1e6), arm="control", unit="late", direction=1,
+        experiment_key=get_experiment(trial.bench.store, "exp").log_key,
+    )  # fmt: skip
+    trial.log.append(late, must_keep=True)
+    trial.bench.calendar.moment = at - timedelta(hours=1)
+    trial.look()
+    after = list_evaluations(trial.bench.store, key, 1)[0].decision["looks"]
+    assert (after["n"], after["least_p"] <= before["least_p"]) == (before["n"] + 1, True)
+    early = trial.log.add_outcomes([Outcome(prediction_id="late", label="BUY")])
+    assert (early.n_premature, early.n_errors) == (1, 1)  # told to send it again
+    trial.bench.calendar.moment = at
+    assert trial.log.add_outcomes([Outcome(prediction_id="late", label="BUY")]).n_accepted == 1
+    trial.look()
+    assert get_experiment(trial.bench.store, "exp").status == "running"
+
+
+def test_a_clock_that_is_set_back_before_the_start_leaves_an_experiment_running(running: Callable[..., Trial]) -> None:
+    trial = running(auto=True)
+    trial.observe(control_right=0.5, treatment_right=0.9)
+    trial.bench.calendar.moment -= timedelta(hours=31)
+    trial.look()
+    experiment = get_experiment(trial.bench.store, "exp")
+    assert (experiment.status, trial.bench.served) == ("running", "1.0.0")
+    trial.bench.calendar.moment += timedelta(hours=31)
+    trial.look()
+    assert get_experiment(trial.bench.store, "exp").applied == "promote"
