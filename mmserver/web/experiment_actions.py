@@ -27,6 +27,8 @@ _RAMP_PAGE = "experiment_ramp.html"
 _APPLY_PAGE = "experiment_apply.html"
 _REFUSED = (*CORRECTABLE, PreconditionFailed, ModelNotFound, VersionNotFound)
 """What is said on the page that asked: its experiment is there, and what it is now stands beside it."""
+_NO_FIELDS = {name: f".{name}" for name in ("deadline_at", "phase", "treatment_model", "treatment_version")}
+"""Places that have no field on these pages: what is wrong there is said of the whole."""
 
 
 # --- start and stop ---------------------------------------------------------------------------------------------------
@@ -157,4 +159,4 @@ def _shown(experiment_id: str) -> dict[str, Any]:
 def _refused(
     error: MmserverError, page: str, typed: dict[str, str], experiment_id: str, **values: Any
 ) -> flask.Response:
-    return uncached(refused_form(error, page, typed, fields={}, **values, **_shown(experiment_id)))
+    return uncached(refused_form(error, page, typed, fields=_NO_FIELDS, **values, **_shown(experiment_id)))

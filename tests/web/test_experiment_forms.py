@@ -436,6 +436,15 @@ def test_a_second_experiment_on_one_model_is_not_started_and_the_page_says_which
     assert item(site, f"{name}-second")["status"] == "draft"
 
 
+def test_a_draft_whose_deadline_is_over_is_not_started_and_the_page_says_why(site: Any, name: str) -> None:
+    assert new(site, name, deadline_at="2020-01-01 00:00").status_code == 303
+    refused = post(site, path_of(name, "start"))
+    assert (refused.status_code, "deadline_at: 2020-01-01" in refused.text) == (400, True)
+    whole(Page(refused.text))
+    assert path_of(name, "edit") in [attributes.get("href") for attributes in Page(refused.text).all("a")]
+    assert item(site, name)["status"] == "draft"
+
+
 def test_a_share_is_ramped_up_and_down_only_with_all_units_drawn_anew(site: Any, name: str) -> None:
     running(site, name, 0.25)
     ramped = post(site, path_of(name, "ramp"), treatment_share="0.5", phase="1")
@@ -474,7 +483,9 @@ def test_what_does_not_run_has_no_ramp(site: Any, name: str) -> None:
     new(site, name)
     refused = post(site, path_of(name, "ramp"), treatment_share="0.5", phase="1")
     assert (refused.status_code, "only what runs is ramped" in refused.text) == (409, True)
-    assert post(site, path_of(name, "ramp"), treatment_share="0.5", phase="one").status_code == 400
+    broken = post(site, path_of(name, "ramp"), treatment_share="0.5", phase="one")
+    assert (broken.status_code, "phase: it is not as the page had it" in broken.text) == (400, True)
+    whole(Page(broken.text))
 
 
 # --- apply ------------------------------------------------------------------------------------------------------------
