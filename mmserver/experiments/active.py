@@ -85,7 +85,8 @@ def assigned(experiment: RunningExperiment, asked: Asked, prediction_id: str, no
     if not symbol and kind in ("symbol", BY_TIME):
         return None  # a name of separators alone, which a model of all symbols answers
     epoch_s = now.timestamp()
-    blocks, share = _drawn_by(experiment)
+    horizon_s = experiment.horizon_s if kind == BY_TIME else 0.0
+    blocks, share = _drawn_by(experiment.block_s, horizon_s, experiment.namespace)
     unit = unit_of(
         kind, prediction_id=prediction_id, symbol=symbol, epoch_s=epoch_s, blocks=blocks, unit_id=asked.unit_id
     )
@@ -104,10 +105,10 @@ def assigned(experiment: RunningExperiment, asked: Asked, prediction_id: str, no
 
 
 @functools.lru_cache(maxsize=_MAX_REMEMBERED)
-def _drawn_by(experiment: RunningExperiment) -> tuple[TimeBlocks, NamespaceSlice | None]:
-    share = None if experiment.namespace is None else NamespaceSlice(*experiment.namespace)
-    horizon_s = experiment.horizon_s if experiment.unit == BY_TIME else 0.0
-    return TimeBlocks(experiment.block_s, horizon_s), share
+def _drawn_by(
+    block_s: float, horizon_s: float, namespace: tuple[str, float, float] | None
+) -> tuple[TimeBlocks, NamespaceSlice | None]:
+    return TimeBlocks(block_s, horizon_s), None if namespace is None else NamespaceSlice(*namespace)
 
 
 def _check_named(experiment: RunningExperiment, asked: Asked) -> None:

@@ -232,7 +232,18 @@ class Experimenter:
 
 
 def _of_variant(prediction: Prediction, assignment: Assignment) -> Prediction:
-    return replace(prediction, variant=assignment.arm, experiment_id=assignment.experiment.experiment_id)
+    """Written out, because `replace` takes three times as long, for each request."""
+    return Prediction(
+        prediction.symbol,
+        prediction.decision,
+        prediction.model_name,
+        prediction.version,
+        prediction.model_info,
+        prediction.prediction_id,
+        prediction.contributions,
+        variant=assignment.arm,
+        experiment_id=assignment.experiment.experiment_id,
+    )
 
 
 def _observation(
