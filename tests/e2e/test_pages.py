@@ -58,6 +58,8 @@ PAGES = {
     "roll back production": "/ui/models/hybrid/production/rollback",
     "pin": "/ui/models/pages/versions/{first}/stage?to=Production",
     "register": "/ui/register?name=hybrid",
+    "audit": "/ui/audit",
+    "audit filtered": "/ui/audit?action=model.*&actor=nobody&since=2026-01-01T00:00:00",
     "new experiment": "/ui/create-experiment?control_model=hybrid&treatment_model=hybrid&treatment_version=1.10.0",
     "venues": "/ui/venues",
     "venue": "/ui/venues/gate-margin",

@@ -72,6 +72,7 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
     bodies |= registry_bodies(client, item["root_path"], factors)
     csv = ",".join(factors) + "\n" + ",".join(map(str, vector)) + "\n"
     queries: dict[str, Any] = {
+        "list_audit": {"actor": "anonymous*", "action": "model.registered"},
         "diff_versions": {"from": old, "to": new},
         "list_versions": {"limit": 1},
         "compare_registry_versions": {"version1": "1.0.0", "version2": "1.1.0"},

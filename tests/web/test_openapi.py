@@ -245,6 +245,10 @@ READS: dict[str, list[Ask]] = {
     "get_version": [Ask()],
     "get_livez": [Ask()],
     "get_readyz": [Ask()],
+    "list_audit": [
+        Ask(query={"limit": "2", "action": "model.*", "since": "2020-01-01T00:00:00Z"}),
+        Ask(query={"limit": "0"}, status=400),
+    ],
     "get_openapi": [Ask(), Ask(headers={"If-None-Match": "*"}, status=304)],
 }  # fmt: skip
 REGISTRY = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmserver.settings import Settings
 from mmserver.web.api_description import (
+    audit,
     catalog,
     experiments,
     health,
@@ -29,6 +30,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *experiments.OPERATIONS,
     *open_inference.OPERATIONS,
     *scoring.OPERATIONS,
+    *audit.OPERATIONS,
     *health.OPERATIONS,
 )
 TAGS: Mapping[str, str] = {
@@ -42,6 +44,7 @@ TAGS: Mapping[str, str] = {
     catalog.VENUES: "Order-size thresholds by venue and symbol.",
     open_inference.OPEN_INFERENCE: "For the clients of that protocol: tensors in, tensors out.",
     scoring.SCORING: "For the clients of MLflow and SageMaker: a table in, predictions out.",
+    audit.AUDIT: "Who changed what, and what was refused.",
     health.HEALTH: "Whether the server answers and can do its work.",
 }
 

@@ -384,6 +384,15 @@ FIELDS: Mapping[str, str | Mapping[str, Any]] = {
     "error_code": "The error in the protocol's own words.",
     "message": "What happened this time, in words.",
     "OpenInferenceError.error": "What happened this time, in words.",
+    # --- audit
+    "AuditItem.id": "The entry's number, one more than the one before it.",
+    "AuditItem.at": "When, by the server's clock; the order is by `id`.",
+    "AuditItem.actor": "Who: a key, an address where there are no keys, `command line`, or `mmserver` itself.",
+    "AuditItem.action": "What was done, such as `model.registered`; `refused` for what was not.",
+    "AuditItem.target": "What it was done to; for a refused attempt, method and path.",
+    "AuditItem.detail": "More of it, by action.",
+    "AuditItem.request_id": "The `X-Request-ID` of the request that did it; null where none did.",
+    "AuditItem.hash": "SHA-256 of this entry and the hash before it.",
     # --- experiments
     "fallback": "The code of the error for which the control answers in the treatment's place.",
     "control_model": "The model whose requests are put into arms.",
