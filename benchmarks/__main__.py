@@ -32,6 +32,7 @@ NAMES = (
     "optimizer",
     "experiments",
     "observations",
+    "experiment_rate",
 )
 HEADER_LINES = 2
 """Of a table in Markdown."""
