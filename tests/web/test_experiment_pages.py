@@ -251,6 +251,18 @@ def test_an_archived_treatment_is_said(
     web.app.extensions[EXPERIMENTER_KEY].close()
 
 
+def test_a_server_that_only_reads_shows_everything_and_offers_no_change(
+    site: Any, make_web: Callable[..., Any]
+) -> None:
+    reading = make_web(site.directory, read_only=True)
+    found = shown(reading, "better")
+    assert "Promote the treatment" in found.text
+    assert len(found.all("figure")) == 4
+    assert "What can be done" not in [one.get("aria-label") for one in found.all("nav")]
+    assert "/ui/create-experiment" not in links(page(reading, PAGES))
+    reading.app.extensions[EXPERIMENTER_KEY].close()
+
+
 # --- charts -------------------------------------------------------------------------------------------------------------
 
 
