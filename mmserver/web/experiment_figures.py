@@ -61,6 +61,8 @@ def effect_chart(experiment: Experiment, looks: Sequence[Look]) -> Chart | None:
 
 
 def _effect_takeaway(last: Look, share: str) -> str:
+    if last.verdict == "invalid":
+        return "The experiment is not sound: these numbers mean nothing until that is repaired."
     if not last.is_enough:
         return "Too little is known to conclude anything: what is greyed lies before the minimums."
     found = f"The treatment's accuracy differs by {points_text(last.effect)}"
@@ -85,7 +87,9 @@ def returns_chart(course: ReturnCourse | None, looks: Sequence[Look]) -> Chart |
     said = (
         f"A unit of the treatment earned {percent_text(treatment)} so far, one of the control {percent_text(control)}"
     )
-    if enough_at is None:
+    if looks and looks[-1].verdict == "invalid":
+        certainty = "the experiment is not sound, so that says nothing"
+    elif enough_at is None:
         certainty = "that is before the minimums, and says nothing yet"
     elif course.control_band is None or course.treatment_band is None:
         certainty = "there are too few hours to say how far chance alone would take them apart"

@@ -124,6 +124,7 @@ def _shown(experiment: Experiment) -> Shown:
     if experiment.status == RUNNING:
         now = look_of(totals, experiment.policy, experiment.mode, analysis.recommendation, at=store.now(), reason="now")
         looks.append(now)
+    looks.sort(key=lambda look: look.at)  # clocks are set back now and then
     hours = read_hours(log.store(), experiment.log_key)
     charts = charts_of(experiment, looks, return_course(hours, totals), latency_course(hours))
     return Shown(experiment, analysis, charts)

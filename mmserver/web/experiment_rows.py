@@ -246,6 +246,8 @@ def _status(
     found = [findings[rule] for rule in rules if rule in findings]
     if not found:
         return None
+    if verdict == "invalid":
+        return ("–", "early", "not judged")
     # Errors and latencies need no outcomes: they may roll back before there are enough of those.
     if (is_enough or verdict == "rollback") and any(not one.holds for one in found if one.kind == "guardrail"):
         return ("✕", "stale", "beyond limit")
