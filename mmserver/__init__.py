@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from mmserver.inert.archives import archive_names as archive_names
     from mmserver.inert.decoding import unpacked_pickle as unpacked_pickle
     from mmserver.inert.likeness import likeness as likeness
+    from mmserver.security.scopes import needs as needs
     from mmserver.trees.document import document_from_bytes as document_from_bytes
     from mmserver.trees.document import document_from_snapshot as document_from_snapshot
     from mmserver.trees.model_file import model_file_from_document as model_file_from_document
@@ -76,6 +77,7 @@ _HOMES = {
     "Scalar": "mmserver.formats",
     "Undecodable": "mmserver.errors",
     "hookimpl": "mmserver.hookspecs",
+    "needs": "mmserver.security.scopes",
     "records": "mmserver.inert.records:",
 }
 """Where each name is at home; after a colon, what it is called there (nothing: the module itself)."""

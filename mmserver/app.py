@@ -19,7 +19,15 @@ from mmserver.settings import Settings, load_settings
 from mmserver.storage.data_dir import DataDir
 from mmserver.storage.lease import Lease
 from mmserver.web.blueprints import register_web
-from mmserver.web.current import EXPERIMENTER_KEY, MODEL_READER_KEY, QUICK_KEY, REFUSALS_KEY, SERVING_KEY, STORE_KEY
+from mmserver.web.current import (
+    ACCESS_KEY,
+    EXPERIMENTER_KEY,
+    MODEL_READER_KEY,
+    QUICK_KEY,
+    REFUSALS_KEY,
+    SERVING_KEY,
+    STORE_KEY,
+)
 from mmserver.web.health import Check
 
 if TYPE_CHECKING:
@@ -76,8 +84,8 @@ def create_app(
         opened.callback(_close_refusals, app)
         opened.callback(app.extensions[EXPERIMENTER_KEY].close)
         opened.callback(app.extensions[MODEL_READER_KEY].close)
-        follow = partial(_follow_siblings, app) if siblings else None
-        jobs.start(partial(_keep_serving_up, app), follow, partial(_evaluate_experiments, app))
+        follow = partial(_follow, app)
+        jobs.start(partial(_keep_up, app), follow, partial(_evaluate_experiments, app))
         opened.callback(jobs.stop)
         app.extensions[RUNTIME_KEY] = Runtime(store, jobs, opened.pop_all())
         return app
@@ -90,8 +98,9 @@ def _close_refusals(app: flask.Flask) -> None:
         refusals.close()
 
 
-def _keep_serving_up(app: flask.Flask, is_stopping: Callable[[], bool]) -> None:
-    """Import what predicts, the first time, so that no request waits for it; then load what the catalog and the settings ask for."""
+def _keep_up(app: flask.Flask, is_stopping: Callable[[], bool]) -> None:
+    """Write down which keys were used; import what predicts, the first time, so that no request waits for it; then load what the catalog and the settings ask for."""
+    app.extensions[ACCESS_KEY].note_uses()
     importlib.import_module(PREDICTIONS)
     app.extensions[QUICK_KEY]()
     app.extensions[EXPERIMENTER_KEY].keep_up()
@@ -107,8 +116,11 @@ def _evaluate_experiments(app: flask.Flask) -> None:
         evaluate_running(store, app.extensions[EXPERIMENTER_KEY].log)
 
 
-def _follow_siblings(app: flask.Flask) -> None:
-    """Nothing, before there is anything that predicts: it takes over what holds when it is made."""
+def _follow(app: flask.Flask) -> None:
+    """Take over which keys there are now, and what other processes say of predictions: nothing of that, before there is anything
+    that predicts.
+    """
+    app.extensions[ACCESS_KEY].follow()
     serving = app.extensions[SERVING_KEY].made
     if serving is not None:
         serving.follow()

@@ -61,7 +61,7 @@ def mmserver_event(event: Event) -> None:
 
 @hookspec
 def mmserver_blueprints() -> list["flask.Blueprint"]:  # type: ignore[empty-body]
-    """Routes to add to the server."""
+    """Routes to add to the server; each view says by `mmserver.needs` who may call it, or the server does not start."""
 
 
 @hookspec

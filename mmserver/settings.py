@@ -97,6 +97,12 @@ class Settings:
         1000,
         "Connections that are open at the same time, in each process; others wait to be let in.",
     )
+    auth: str = _setting(
+        one_of("auto", "required", "off"),
+        "auto",
+        "Whether [API keys](security.md) are asked for: `auto` as soon as one was made, `required` always, `off` never.",
+    )
+    public_reads: bool = _setting(BOOLEAN, False, "Ask nobody for a key who only reads.")
     trusted_hosts: tuple[str, ...] = _setting(
         NAMES, (), "Host names that requests may be addressed to, separated by commas; none named means any.",
         default_text="any",

@@ -41,8 +41,8 @@ NOTE = (
     "Over HTTP each connection sends one row, waits for the answer, and sends the next. The load generator is Python and shares "
     "this machine's processors with the server: what is shown is what both reach together."
 )
-OF_ITS_OWN = {"MMSERVER_PROBE_PORT": "0", "MMSERVER_TRUSTED_HOSTS": "127.0.0.1"}
-"""What the copy cannot have as the server beside it has it: a port, and the name that it is called by."""
+OF_ITS_OWN = {"MMSERVER_PROBE_PORT": "0", "MMSERVER_TRUSTED_HOSTS": "127.0.0.1", "MMSERVER_AUTH": "off"}
+"""What the copy cannot have as the server beside it has it: a port, the name that it is called by, and keys that nobody here has."""
 Rows: TypeAlias = list[list[float | None]]
 Subject: TypeAlias = dict[str, Any]
 Line: TypeAlias = dict[str, Any]
@@ -248,6 +248,7 @@ def _over_http(url: str, bodies: list[str], seconds: float) -> Iterator[Line]:
         "port": parts.port or 80,
         "host": parts.netloc.rpartition("@")[2],
         "path": f"{parts.path}/predict",
+        "authorization": _authorization(),
         "bodies": bodies,
         "seconds": seconds,
     }
@@ -327,7 +328,9 @@ def _get(url: str, version: str | None, **query: str) -> Any:
     import httpx
 
     try:
-        answer = httpx.get(url, params={**query, **({"version": version} if version else {})}, timeout=STUCK_S)
+        asked = {**query, **({"version": version} if version else {})}
+        headers = {"Authorization": _authorization()} if _authorization() else {}
+        answer = httpx.get(url, params=asked, headers=headers, timeout=STUCK_S)
         document = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise NotMeasured(f"{url}: {error}") from error
@@ -335,6 +338,12 @@ def _get(url: str, version: str | None, **query: str) -> Any:
         detail = document.get("detail") if isinstance(document, dict) else None
         raise NotMeasured(f"{url}: {detail or answer.status_code}", answer.status_code)
     return document
+
+
+def _authorization() -> str:
+    """What says who is asking, as the client has it; empty where no key is given."""
+    key = os.environ.get("MMSERVER_API_KEY")
+    return f"Bearer {key}" if key else ""
 
 
 def _quoted(text: str) -> str:

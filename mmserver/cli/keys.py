@@ -65,7 +65,7 @@ def create(
         created = create_key(store.database, plan, ACTOR, now)
         is_first = len(list_keys(store.database)) == 1
     _print_created(created, as_json=as_json)
-    if is_first:
+    if is_first and settings.auth != "off":
         click.echo("This is the first key: from now on the server asks for one.", err=True)
 
 

@@ -90,10 +90,12 @@ def percentiles(latencies: Sequence[float]) -> dict[str, float]:
     return {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e6 for name, share in at.items()}
 
 
-def request_bytes(host: str, path: str, body: bytes) -> bytes:
+def request_bytes(host: str, path: str, body: bytes, authorization: str = "") -> bytes:
     """One POST of JSON over a connection that stays open."""
+    says_who = f"Authorization: {authorization}\r\n" if authorization else ""
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{says_who}"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode("ascii") + body
 
@@ -123,7 +125,9 @@ def _content_length(head: bytes) -> int:
 def main() -> None:
     """Read the plan, run it, and print what came of it."""
     plan = json.load(sys.stdin)
-    requests = [request_bytes(plan["host"], plan["path"], body.encode()) for body in plan["bodies"]]
+    requests = [
+        request_bytes(plan["host"], plan["path"], body.encode(), plan["authorization"]) for body in plan["bodies"]
+    ]
     try:
         result = run_load((plan["address"], plan["port"]), requests, plan["n_connections"], plan["seconds"])
     except (LoadFailed, OSError) as error:

@@ -1,10 +1,11 @@
-"""How the server's log lines look: one line of text, or one JSON object, for each event."""
+"""How the server's log lines look: one line of text, or one JSON object, for each event; never with an API key's secret."""
 
 import json
 import logging
 import sys
 from datetime import UTC, datetime
 
+from mmserver.security.keys import without_keys
 from mmserver.settings import Settings
 
 
@@ -21,7 +22,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        return without_keys(json.dumps(entry, ensure_ascii=False))
 
 
 class TextLines(logging.Formatter):
@@ -29,6 +30,10 @@ class TextLines(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record, with its traceback below where there is one."""
+        return without_keys(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's own name)
         """The record's line."""

@@ -14,6 +14,7 @@ from functools import partial
 import flask
 
 from mmserver.app import RUNTIME_KEY, Runtime, create_app
+from mmserver.security.access import Access
 from mmserver.server.board import Board, Status
 from mmserver.server.http_server import HttpServer, Limits
 from mmserver.server.inline import InlineAnswers
@@ -23,7 +24,7 @@ from mmserver.server.signals import Wishes
 from mmserver.server.sockets import Listeners
 from mmserver.serving.cpus import keep_this_thread_on, leave_cpu, put_this_thread_first, threads_kept_on
 from mmserver.settings import Settings
-from mmserver.web.current import QUICK_KEY
+from mmserver.web.current import ACCESS_KEY, QUICK_KEY
 
 GRACE_S = 10.0
 DOOR_S = 1.0  # clients that reconnect at once would keep it open for good
@@ -62,7 +63,7 @@ def serve_here(settings: Settings, listeners: Listeners, place: Place) -> None:
         leave_cpu(place.cpu)
     try:
         if not several:
-            announce(settings, listeners)
+            announce(settings, listeners, app.extensions[ACCESS_KEY])
         with probe_server(app, listeners.probe):
             serve_app(app, settings, listeners.main[0], place)
     finally:
@@ -135,11 +136,15 @@ class Beat:
         self._place.board.write(self._place.slot, status)
 
 
-def announce(settings: Settings, listeners: Listeners) -> None:
+def announce(settings: Settings, listeners: Listeners, access: Access) -> None:
     """Say where to find the server, once its state is open, and who else can."""
     host, port = listeners.main[0].getsockname()[:2]
     log.info("serving on http://%s:%d, state in %s", host, port, settings.snapshot or settings.data_dir)
-    if not host.startswith("127.") and host != "::1":
+    if access.is_locked_out:
+        log.warning("API keys are required, and none exists: mmserver keys create --scope admin --label NAME makes one")
+    elif settings.auth == "off":
+        log.warning("auth is off: everybody who can reach port %d can read and change models", port)
+    elif not access.is_enforced and not host.startswith("127.") and host != "::1":
         log.warning("no API key exists: everybody who can reach port %d can read and change models", port)
 
 

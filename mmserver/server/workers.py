@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import msgspec
 
 from mmserver.catalog.opening import open_store
+from mmserver.security.access import Access
 from mmserver.server.board import Board
 from mmserver.server.post import Post
 from mmserver.server.process import GRACE_S, announce
@@ -39,8 +40,8 @@ def supervise(settings: Settings, listeners: Listeners) -> int:
 
     What keeps a server from starting is found here first, once; a worker that is refused later on ends them all.
     """
-    with open_store(settings):
-        pass
+    with open_store(settings) as store:
+        access = Access(store.database, settings.auth)
     wishes = Wishes.of_signals()
     signal.signal(signal.SIGCHLD, lambda _number, _frame: wishes.wake())
     with ExitStack() as held:
@@ -52,7 +53,7 @@ def supervise(settings: Settings, listeners: Listeners) -> int:
         held.callback(board.close)
         posts = _posts(settings, listeners, board)
         workers = [_Worker(settings, post, board, kept_open) for post in posts]
-        announce(settings, listeners)
+        announce(settings, listeners, access)
         code = 0
         while not code and not wishes.is_stopping:
             wishes.wait(LOOK_S)

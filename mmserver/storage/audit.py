@@ -129,7 +129,12 @@ def all_audit(database: Database, asked: AuditFilter) -> Iterator[AuditEntry]:
 
 def newest_change_id(connection: Connection) -> int:
     """The id of the newest entry of a change that a snapshot keeps; 0 before the first."""
-    query = select(AuditRow.id).where(AuditRow.action.not_in((REFUSED, SNAPSHOTS_DROPPED))).order_by(AuditRow.id.desc()).limit(1)
+    query = (
+        select(AuditRow.id)
+        .where(AuditRow.action.not_in((REFUSED, SNAPSHOTS_DROPPED)))
+        .order_by(AuditRow.id.desc())
+        .limit(1)
+    )
     return connection.execute(query).scalar() or 0
 
 

@@ -10,6 +10,8 @@ from importlib.resources.abc import Traversable
 import flask
 from werkzeug.exceptions import NotFound
 
+from mmserver.security.scopes import needs
+
 ASSETS_KEY = "mmserver.assets"
 FOR_EVER = "public, max-age=31536000, immutable"
 FOR_A_DAY = "public, max-age=86400"
@@ -79,6 +81,7 @@ def asset_path(name: str) -> str:
 
 
 @blueprint.get("/static/<digest>/<name>")
+@needs("open")
 def get_asset(digest: str, name: str) -> flask.Response:
     """A file, if it still is the one that the address means."""
     asset = _find(name)
@@ -88,6 +91,7 @@ def get_asset(digest: str, name: str) -> flask.Response:
 
 
 @blueprint.get("/favicon.svg")
+@needs("open")
 def get_favicon() -> flask.Response:
     """The icon under the address that browsers and bookmarks guess."""
     return _response(_known("favicon.svg"), FOR_A_DAY)

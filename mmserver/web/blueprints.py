@@ -13,6 +13,7 @@ import flask_compress
 from mmserver.catalog.store import Store
 from mmserver.errors import PluginInvalid
 from mmserver.plugin_loading import Plugins
+from mmserver.security.access import Access
 from mmserver.web import (
     assets,
     errors,
@@ -27,6 +28,7 @@ from mmserver.web import (
     versions,
 )
 from mmserver.web.current import (
+    ACCESS_KEY,
     EXPERIMENTER_KEY,
     MODEL_READER_KEY,
     QUICK_KEY,
@@ -39,6 +41,7 @@ from mmserver.web.current import (
     LateServing,
 )
 from mmserver.web.framing import REQUEST_ID_KEY, WAITED_NS_KEY, ResponseFrame
+from mmserver.web.guard import NEEDS_KEY, check_access, declared_needs
 from mmserver.web.same_site import refuse_cross_site
 
 if TYPE_CHECKING:
@@ -64,15 +67,18 @@ def register_web(
     `siblings` is what predictions share with other processes of the server.
     """
     app.extensions[STORE_KEY] = store
+    settings = store.settings
+    app.extensions[ACCESS_KEY] = access = Access(store.database, settings.auth, public_reads=settings.public_reads)
     observations = LateObservations(store)
     app.extensions[SERVING_KEY] = serving = LateServing(store, siblings, observations)
     app.extensions[EXPERIMENTER_KEY] = experimenter = LateExperimenter(store, serving, observations)
-    app.extensions[QUICK_KEY] = quick = LateQuickRoutes(serving, experimenter)
+    app.extensions[QUICK_KEY] = quick = LateQuickRoutes(serving, experimenter, access)
     app.extensions[MODEL_READER_KEY] = LateModelReader(store)
     app.extensions[health.STARTED_KEY] = time.monotonic()
     app.extensions[assets.ASSETS_KEY] = assets.load_assets()
     app.extensions[health.CHECKS_KEY] = {**health.store_checks(store), **checks}
     app.config["MAX_CONTENT_LENGTH"] = store.settings.max_body_bytes
+    app.before_request(check_access)
     app.before_request(refuse_cross_site)
     errors.register_errors(app)
     _register_templating(app, plugins)
@@ -89,8 +95,9 @@ def register_web(
             app.register_blueprint(added)
         except ValueError as error:
             raise PluginInvalid(plugin=added.name, reason=str(error)) from error
+    app.extensions[NEEDS_KEY] = declared_needs(app)
     predictions = QuickPredictions(app.wsgi_app, quick, store.settings.max_body_bytes)
-    app.wsgi_app = ResponseFrame(payloads.QuickPayloads(predictions, store))  # type: ignore[method-assign]
+    app.wsgi_app = ResponseFrame(payloads.QuickPayloads(predictions, store, access))  # type: ignore[method-assign]
 
 
 class QuickPredictions:

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from mmserver.experiments.observations.reports import LogStatus
     from mmserver.experiments.raw_outputs import RawExperimenter
     from mmserver.experiments.service import Experimenter
+    from mmserver.security.access import Access, Identity
     from mmserver.serving.predictions import Serving
     from mmserver.serving.siblings import Siblings
     from mmserver.web.quick import QuickRoutes
 
 STORE_KEY = "mmserver.store"
+ACCESS_KEY = "mmserver.access"
+IDENTITY_KEY = "mmserver.identity"
+"""In the environment of a request: whom its key stands for."""
 SERVING_KEY = "mmserver.serving"
 QUICK_KEY = "mmserver.quick"
 EXPERIMENTER_KEY = "mmserver.experimenter"
@@ -142,9 +146,10 @@ class LateExperimenter:
 class LateQuickRoutes:
     """As `LateServing`, for what is answered without Flask; an I/O thread uses `made` and leaves the making to others."""
 
-    def __init__(self, serving: LateServing, experimenter: LateExperimenter) -> None:
+    def __init__(self, serving: LateServing, experimenter: LateExperimenter, access: "Access") -> None:
         self._serving = serving
         self._experimenter = experimenter
+        self._access = access
         self._lock = threading.Lock()
         self.made: QuickRoutes | None = None
 
@@ -155,7 +160,7 @@ class LateQuickRoutes:
                 if self.made is None:
                     from mmserver.web.quick import QuickRoutes
 
-                    self.made = QuickRoutes(serving, self._experimenter)
+                    self.made = QuickRoutes(serving, self._experimenter, self._access)
         return self.made
 
 
@@ -250,7 +255,15 @@ def record_by_current_actor(action: str, target: str, detail: Mapping[str, Any] 
                            target=target, detail=dict(detail), request_id=by.request_id)  # fmt: skip
 
 
+def current_identity() -> "Identity | None":
+    """Whom the request's key stands for; None where it needed none."""
+    identity: Identity | None = flask.request.environ.get(IDENTITY_KEY)
+    return identity
+
+
 def current_actor() -> Actor:
     """Who asks for a change. Without keys there is only an address to go by."""
     request = flask.request
-    return Actor(f"anonymous@{request.remote_addr or 'local'}", request.environ.get(REQUEST_ID_KEY))
+    identity = current_identity()
+    name = f"anonymous@{request.remote_addr or 'local'}" if identity is None else identity.actor
+    return Actor(name, request.environ.get(REQUEST_ID_KEY))

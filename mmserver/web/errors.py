@@ -30,6 +30,8 @@ REPEATS_KEY = "mmserver.repeats"
 PROBLEM_KEY = "mmserver.problem"
 """What was answered instead of what was asked for, in the request's environment."""
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+CHALLENGES = ('Basic realm="mmserver", charset="UTF-8"', 'Bearer realm="mmserver"')
+"""How to say who one is; each in a line of its own, as browsers understand no list."""
 MAX_DETAIL = 4000
 
 STATUS_BY_BRANCH: dict[type[errors.MmserverError], HTTPStatus] = {
@@ -185,6 +187,14 @@ def _on_bug(error: Exception) -> flask.Response:
 
 
 def _response(problem: Problem) -> flask.Response:
+    response = _rendered(problem)
+    if problem.status == HTTPStatus.UNAUTHORIZED:
+        for challenge in CHALLENGES:
+            response.headers.add("WWW-Authenticate", challenge)
+    return response
+
+
+def _rendered(problem: Problem) -> flask.Response:
     flask.request.environ[PROBLEM_KEY] = problem
     if wants_page(flask.request):
         page = printable_text(flask.render_template("error.html", problem=problem.body(_request_id())))

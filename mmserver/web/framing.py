@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 REQUEST_ID_KEY = "mmserver.request_id"
 WAITED_NS_KEY = "mmserver.waited_ns"
 """How long the request waited for a thread, where the server says it."""
-_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_SANE_REQUEST_ID = re.compile(r"(?!mm_)[A-Za-z0-9._-]{1,128}")
+"""No key that somebody put there by mistake: it would be in answers and logs."""
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' data:; script-src 'self'; connect-src 'self'; "

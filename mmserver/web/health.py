@@ -8,6 +8,8 @@ import flask
 
 from mmserver.catalog.store import Store
 from mmserver.errors import MmserverError
+from mmserver.security.scopes import needs
+from mmserver.web.guard import may_see_details
 from mmserver.web.responses import json_response
 
 blueprint = flask.Blueprint("health", __name__)
@@ -34,17 +36,23 @@ def store_checks(store: Store) -> dict[str, Check]:
 
 
 @blueprint.get("/livez")
+@needs("open")
 def get_livez() -> flask.Response:
     """200 as long as requests are answered at all."""
     return flask.Response("ok\n", content_type="text/plain; charset=utf-8")
 
 
 @blueprint.get("/readyz")
+@needs("open")
 def get_readyz() -> flask.Response:
-    """200 while models can be served, degraded ones included; 503 when something that serving needs is failing."""
+    """200 while models can be served, degraded ones included; 503 when something that serving needs is failing.
+
+    What the checks found names models, and is for those who may read.
+    """
     status, found = run_checks(flask.current_app)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == "failing" else {}
-    return json_response({"status": status, "checks": found}, 503 if status == "failing" else 200, headers)
+    said = {"status": status, "checks": found} if may_see_details() else {"status": status}
+    return json_response(said, 503 if status == "failing" else 200, headers)
 
 
 def run_checks(app: flask.Flask) -> tuple[str, Mapping[str, Mapping[str, Any]]]:

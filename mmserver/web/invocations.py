@@ -23,6 +23,7 @@ from mmserver.serving.predictors import LoadedModel
 from mmserver.serving.tables import Numbers, Table, rows_from_table, table_from_csv, table_from_scoring
 from mmserver.web.current import current_raw_experimenter, current_serving, current_store, current_waited_ns
 from mmserver.web.framing import REQUEST_ID_KEY
+from mmserver.web.guard import check_model
 from mmserver.web.plain_json import strict_document
 from mmserver.web.raw_answers import headers_of_arm, headers_of_observed, unit_id_from_request
 from mmserver.web.requests import query_time
@@ -104,6 +105,7 @@ class TableReading:
 
 
 def _answer(resolved: Resolved, named: str | None, version: str | None, as_of: datetime | None) -> flask.Response:
+    check_model(resolved.version.model_name)
     serving = current_serving()
     reading = TableReading(flask.request, serving.store.settings.max_rows)
     raw = current_raw_experimenter(resolved.version.model_name)

@@ -10,7 +10,9 @@ import msgspec
 
 from mmserver.catalog.catalog import Catalog, Model
 from mmserver.errors import ModelNotFound
+from mmserver.security.scopes import IN_VIEW, needs
 from mmserver.web.current import current_actor, current_store
+from mmserver.web.guard import may_see_model
 from mmserver.web.requests import query_flag, read_body
 from mmserver.web.responses import json_response
 
@@ -89,13 +91,15 @@ def find_model(catalog: Catalog, model_name: str) -> Model:
 
 
 @blueprint.get("/api/models")
+@needs("read", IN_VIEW)
 def list_models() -> flask.Response:
-    """Every model, by name."""
+    """Every model that the key is for, by name."""
     models = current_store().catalog.models
-    return json_response({"items": [item_from_model(models[name]) for name in sorted(models)]})
+    return json_response({"items": [item_from_model(models[name]) for name in sorted(models) if may_see_model(name)]})
 
 
 @blueprint.post("/api/models")
+@needs("manage")
 def post_model() -> flask.Response:
     """Register a directory under a name; answers when its artifacts are served."""
     body = read_body(flask.request, RegisterModel)
@@ -107,6 +111,7 @@ def post_model() -> flask.Response:
 
 
 @blueprint.get("/api/models/<model_name>")
+@needs("read", "model_name")
 def get_model(model_name: str) -> flask.Response:
     """One model, with what of its directory is refused and why."""
     model = find_model(current_store().catalog, model_name)
@@ -126,6 +131,7 @@ def get_model(model_name: str) -> flask.Response:
 
 
 @blueprint.delete("/api/models/<model_name>")
+@needs("manage", "model_name")
 def delete_model(model_name: str) -> flask.Response:
     """Forget the model; a directory that it was read from is not touched."""
     from mmserver.registry.removing import delete_model
@@ -135,6 +141,7 @@ def delete_model(model_name: str) -> flask.Response:
 
 
 @blueprint.post("/api/models/<model_name>/refresh")
+@needs("manage", "model_name")
 def post_refresh(model_name: str) -> flask.Response:
     """Look at the directory now. `?accept_vanished=true` lets a frozen model lose what is gone."""
     from mmserver.catalog.refreshing import refresh_model

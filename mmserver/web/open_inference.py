@@ -29,6 +29,7 @@ from mmserver.web.current import (
     record_by_current_actor,
 )
 from mmserver.web.framing import REQUEST_ID_KEY
+from mmserver.web.guard import may_see_model
 from mmserver.web.open_inference_bodies import BINARY_MEDIA_TYPE, HEADER_LENGTH, InferAnswer, packed_body, plain_body
 from mmserver.web.open_inference_infer import MIN_PACKED_BYTES, InferCall, infer
 from mmserver.web.raw_answers import unit_id_from_request
@@ -66,7 +67,15 @@ def get_ready() -> flask.Response:
 
 def get_models() -> flask.Response:
     """The names of all models."""
-    return json_response({"models": [found.name for found in tensor_models(current_store().catalog)]})
+    return json_response(
+        {
+            "models": [
+                found.name
+                for found in tensor_models(current_store().catalog)
+                if may_see_model(found.version.model_name)
+            ]
+        }
+    )
 
 
 # --- one model --------------------------------------------------------------------------------------------------------

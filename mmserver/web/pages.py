@@ -7,6 +7,7 @@ from mmserver.catalog import diffing, groups, history, venues
 from mmserver.catalog.catalog import Group, Model, Venue, Version
 from mmserver.catalog.running import running_of
 from mmserver.catalog.symbols import comparable_symbol
+from mmserver.security.scopes import needs
 from mmserver.web.current import current_actor, current_store
 from mmserver.web.diff_rows import member_changes, shift_table
 from mmserver.web.factor_rows import FactorRow, factor_table
@@ -59,12 +60,14 @@ FACTOR_COLUMNS: tuple[Column[FactorRow], ...] = (
 
 
 @blueprint.get("/")
+@needs("read")
 def get_root() -> Response:
     """The pages live under /ui/."""
     return flask.redirect(flask.url_for("pages.get_models_page"))
 
 
 @blueprint.get("/ui/")
+@needs("read")
 def get_models_page() -> flask.Response:
     """Every model, those that need attention first."""
     models = current_store().catalog.models.values()
@@ -77,6 +80,7 @@ def get_models_page() -> flask.Response:
 
 
 @blueprint.get("/ui/models/<model_name>")
+@needs("read", "model_name")
 def get_model_page(model_name: str) -> Response:
     """One model: its state, its symbols, what was refused, and its versions."""
     store = current_store()
@@ -99,6 +103,7 @@ def get_model_page(model_name: str) -> Response:
 
 
 @blueprint.get("/ui/models/<model_name>/symbols/<path:symbol>")
+@needs("read", "model_name")
 def get_symbol_page(model_name: str, symbol: str) -> flask.Response:
     """One symbol: every factor with its IC and tau, the info file, the model and its files."""
     store = current_store()
@@ -121,6 +126,7 @@ def get_symbol_page(model_name: str, symbol: str) -> flask.Response:
 
 
 @blueprint.get("/ui/models/<model_name>/diff")
+@needs("read", "model_name")
 def get_diff_page(model_name: str) -> flask.Response:
     """What changed between two versions; without parameters, between the one before and the newest."""
     store = current_store()
@@ -153,6 +159,7 @@ def get_diff_page(model_name: str) -> flask.Response:
 
 
 @blueprint.get("/ui/models/<model_name>/rollback")
+@needs("read", "model_name")
 def get_rollback_page(model_name: str) -> flask.Response:
     """Ask once more before an older version is served."""
     store = current_store()
@@ -162,6 +169,7 @@ def get_rollback_page(model_name: str) -> flask.Response:
 
 
 @blueprint.post("/ui/models/<model_name>/rollback")
+@needs("manage", "model_name")
 def post_rollback(model_name: str) -> Response:
     """Serve the older version, then show the model."""
     from mmserver.web.forms import read_form  # not needed to start
@@ -172,6 +180,7 @@ def post_rollback(model_name: str) -> Response:
 
 
 @blueprint.get("/ui/venues")
+@needs("read")
 def get_venues_page() -> flask.Response:
     """Every venue that has thresholds."""
     known: list[Venue] = [venue for _, venue in sorted(current_store().catalog.venues.items())]
@@ -179,6 +188,7 @@ def get_venues_page() -> flask.Response:
 
 
 @blueprint.get("/ui/venues/<venue>")
+@needs("read", "venue")
 def get_venue_page(venue: str) -> flask.Response:
     """One venue's thresholds."""
     found = venues.find_venue(current_store().catalog, venue)

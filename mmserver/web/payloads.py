@@ -17,6 +17,8 @@ from mmserver.catalog.catalog import Catalog, Group, Version
 from mmserver.catalog.payloads import MANIFEST, PAYLOAD, Encoding, PayloadBody
 from mmserver.catalog.store import Store
 from mmserver.catalog.symbols import ALL_SYMBOLS, comparable_symbol
+from mmserver.security.access import Access
+from mmserver.security.scopes import needs
 from mmserver.web.current import current_store
 from mmserver.web.negotiation import choose_encoding, opaque_tags
 from mmserver.web.requests import query_seconds, query_text, query_time, refuse_parameter
@@ -54,6 +56,7 @@ class Served:
 
 
 @blueprint.get("/api/models/<model_name>/model/<path:symbol>")
+@needs("read", "model_name")
 def get_payload(model_name: str, symbol: str) -> flask.Response:
     """The group's payload, or with `?format=` its model alone; `?wait=&etag=` answers when it changes."""
     store = current_store()
@@ -77,9 +80,10 @@ class QuickPayloads:
     It answers what `get_payload` would, with the same functions; only Flask's own work for a request is saved.
     """
 
-    def __init__(self, application: "WSGIApplication", store: Store) -> None:
+    def __init__(self, application: "WSGIApplication", store: Store, access: Access) -> None:
         self._application = application
         self._store = store
+        self._access = access
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer one request."""
@@ -87,7 +91,7 @@ class QuickPayloads:
             encoding = choose_encoding(environ.get("HTTP_ACCEPT_ENCODING", ""))
             path = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
             served = quick_payload(self._store, path, encoding)
-            if served is not None:
+            if served is not None and (not self._access.is_enforced or self._is_let_through(environ, served)):
                 asked = Asked(encoding, opaque_tags(environ.get("HTTP_IF_NONE_MATCH", "")))
                 headers = _headers(served, asked)
                 if is_known(served.etag, asked.known_tags):
@@ -97,6 +101,17 @@ class QuickPayloads:
                 start_response("200 OK", headers + _content_headers(body))
                 return [body.content]
         return self._application(environ, start_response)
+
+    def _is_let_through(self, environ: "WSGIEnvironment", served: Served) -> bool:
+        """Whether a key that is known already opens this; whatever else there is to say, Flask says."""
+        if self._access.is_public("read"):
+            return True
+        headers = {
+            "AUTHORIZATION": environ.get("HTTP_AUTHORIZATION", ""),
+            "X_API_KEY": environ.get("HTTP_X_API_KEY", ""),
+        }
+        identity = self._access.known(headers)
+        return identity is not None and identity.has_scope("read") and identity.may_use_model(served.version.model_name)
 
 
 def quick_payload(store: Store, path: str, encoding: Encoding) -> Served | None:

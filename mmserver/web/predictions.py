@@ -7,9 +7,10 @@ import time
 
 import flask
 
-from mmserver.errors import MmserverError
+from mmserver.errors import MmserverError, OutsideKeyLimits
 from mmserver.serving.predictions import Asked, Prediction
 from mmserver.web.current import current_predicting, current_store, current_waited_ns
+from mmserver.web.guard import within_limits
 from mmserver.web.prediction_answers import BatchAnswer, item_from_error, item_from_prediction
 from mmserver.web.prediction_bodies import AskedBatch, read_batch, read_predict
 from mmserver.web.requests import query_time
@@ -38,7 +39,7 @@ def post_ml_predict_batch() -> flask.Response:
 
 def _predict(*, direction_codes: bool) -> flask.Response:
     begun_ns = time.perf_counter_ns()
-    asked = read_predict(flask.request, query_time(flask.request, "as_of"))
+    asked = within_limits(read_predict(flask.request, query_time(flask.request, "as_of")))
     prediction = current_predicting().predict(asked, current_waited_ns())
     now = current_store().now()
     return json_response(item_from_prediction(prediction, begun_ns, now, direction_codes=direction_codes))
@@ -61,6 +62,14 @@ def _predict_batch(*, direction_codes: bool) -> flask.Response:
 
 def _predict_all(batch: AskedBatch) -> list[Prediction | MmserverError]:
     """Each item's answer in its place."""
-    asked = [item.asked for item in batch.items if isinstance(item.asked, Asked)]
+    items = [_within_limits_or_error(item.asked) for item in batch.items]
+    asked = [item for item in items if isinstance(item, Asked)]
     in_order = iter(current_predicting().predict_many(asked, batch.max_batch_size))
-    return [next(in_order) if isinstance(item.asked, Asked) else item.asked for item in batch.items]
+    return [next(in_order) if isinstance(item, Asked) else item for item in items]
+
+
+def _within_limits_or_error(asked: Asked | MmserverError) -> Asked | MmserverError:
+    try:
+        return within_limits(asked) if isinstance(asked, Asked) else asked
+    except OutsideKeyLimits as error:
+        return error

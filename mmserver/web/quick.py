@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 from mmserver.catalog.history import LATEST, PRODUCTION
 from mmserver.catalog.symbols import ALL_SYMBOLS, comparable_symbol
 from mmserver.errors import MmserverError
+from mmserver.security.access import Access, Identity
 from mmserver.serving.interpretation import NoInterpreter
 from mmserver.serving.predictions import Prediction, Resolved, Serving
 from mmserver.web.current import LateExperimenter
@@ -52,6 +53,8 @@ class QuickRequest(NamedTuple):
     request_id: str
     waited_ns: int
     may_take_long: bool
+    identity: Identity | None = None
+    """Whom its key stands for, where keys are asked for."""
 
 
 QuickHandler: TypeAlias = Callable[[QuickRequest], QuickAnswer | None]
@@ -66,7 +69,8 @@ class QuickRoutes:
     max_body_bytes = MAX_BODY_BYTES
     """The largest body that is answered without one's own thread."""
 
-    def __init__(self, serving: Serving, experimenter: LateExperimenter) -> None:
+    def __init__(self, serving: Serving, experimenter: LateExperimenter, access: Access) -> None:
+        self._access = access
         self._serving = serving
         self._experimenter = experimenter
         self._handlers: dict[str, QuickHandler] = {
@@ -105,7 +109,12 @@ class QuickRoutes:
         handler = self._handler(path)
         if handler is None:
             return None
-        return handler(QuickRequest(path, headers, body, request_id, waited_ns, may_take_long))
+        identity = None
+        if self._access.is_enforced:
+            identity = self._access.known(headers)
+            if identity is None or not identity.has_scope("predict"):
+                return None
+        return handler(QuickRequest(path, headers, body, request_id, waited_ns, may_take_long, identity))
 
     def _handler(self, path: str) -> QuickHandler | None:
         handler = self._handlers.get(path)
@@ -123,7 +132,7 @@ class QuickRoutes:
         if asked is None or asked.explain is True or not asked.features or not has_plain_features(asked):
             return None
         resolved = self._resolved(asked.symbol, given(asked.model_name), given(asked.model_version))
-        if resolved is None:
+        if resolved is None or not _is_within_limits(request.identity, asked, resolved):
             return None
         most_ns = math.inf if request.may_take_long else MAX_ROW_COST_NS
         belongs, prediction = False, None
@@ -193,7 +202,9 @@ class QuickRoutes:
         return True, None
 
     def _infer(self, request: QuickRequest) -> QuickAnswer | None:
-        path, headers, body, request_id, waited_ns, may_take_long = request
+        path, headers, body, request_id, waited_ns, may_take_long, identity = request
+        if identity is not None and identity.is_limited:
+            return None  # which model a name means is found out within
         answer = quick_infer(
             self._serving,
             path,
@@ -226,3 +237,10 @@ class QuickRoutes:
             return self._serving.resolve(symbol, model_name, version)
         except MmserverError:  # nothing is in production, or all was retired
             return None
+
+
+def _is_within_limits(identity: Identity | None, asked: PredictBody, resolved: Resolved) -> bool:
+    """Whether a limited key is for this model; an experiment that is named might be another model's."""
+    if identity is None or not identity.is_limited:
+        return True
+    return identity.may_use_model(resolved.version.model_name) and given(asked.experiment_id) is None

@@ -16,6 +16,7 @@ import flask
 import msgspec
 
 from mmserver.errors import MmserverError
+from mmserver.security.keys import without_keys
 from mmserver.storage.audit import REFUSED, record_audit
 from mmserver.storage.database import Database
 from mmserver.storage.times import text_from_datetime
@@ -186,7 +187,7 @@ def note_refusal(response: flask.Response) -> None:
     detail: dict[str, Any] = {"status": response.status_code, "code": problem.code if problem else "refused"}
     if problem is not None and problem.errors:
         detail["field"] = _text(problem.errors[0]["loc"])
-    target = f"{request.method} {_text(request.path)}"
+    target = f"{request.method} {_text(without_keys(request.path))}"
     _refusals().note(Attempt(current_store().now(), actor.name, target, detail, actor.request_id))
 
 

@@ -5,6 +5,7 @@ import msgspec
 
 from mmserver.catalog import groups, history
 from mmserver.catalog.catalog import Group, Version
+from mmserver.security.scopes import needs
 from mmserver.web.current import current_store
 from mmserver.web.requests import query_text, query_time
 from mmserver.web.responses import json_response
@@ -46,6 +47,7 @@ def asked_version(model_name: str) -> Version:
 
 
 @blueprint.get("/api/models/<model_name>/symbols")
+@needs("read", "model_name")
 def list_symbols(model_name: str) -> flask.Response:
     """Every group of the version."""
     version = asked_version(model_name)
@@ -54,6 +56,7 @@ def list_symbols(model_name: str) -> flask.Response:
 
 
 @blueprint.get("/api/models/<model_name>/factors")
+@needs("read", "model_name")
 def list_factors(model_name: str) -> flask.Response:
     """The deduplicated union of the version's factors."""
     version = asked_version(model_name)
@@ -69,6 +72,7 @@ def list_factors(model_name: str) -> flask.Response:
 
 
 @blueprint.get("/api/models/<model_name>/symbols/<path:symbol>")
+@needs("read", "model_name")
 def get_symbol(model_name: str, symbol: str) -> flask.Response:
     """One group with its IC table, info and artifacts; symbols may be written with their slash."""
     store = current_store()

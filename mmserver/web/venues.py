@@ -6,6 +6,7 @@ import flask
 import msgspec
 
 from mmserver.catalog import venues
+from mmserver.security.scopes import needs
 from mmserver.web.current import current_actor, current_store
 from mmserver.web.negotiation import opaque_tags
 from mmserver.web.requests import read_body
@@ -21,6 +22,7 @@ class SetQuantiles(msgspec.Struct, frozen=True):
 
 
 @blueprint.get("/api/venues")
+@needs("read")
 def list_venues() -> flask.Response:
     """Every venue that has thresholds."""
     known = current_store().catalog.venues
@@ -39,6 +41,7 @@ def list_venues() -> flask.Response:
 
 
 @blueprint.put("/api/venues/<venue>/quantiles")
+@needs("manage", "venue")
 def set_quantiles(venue: str) -> flask.Response:
     """Read the venue's thresholds from a file and watch it from now on.
 
@@ -50,6 +53,7 @@ def set_quantiles(venue: str) -> flask.Response:
 
 
 @blueprint.get("/api/venues/<venue>/quantiles")
+@needs("read", "venue")
 def get_quantiles(venue: str) -> flask.Response:
     """The venue's whole table."""
     found = venues.find_venue(current_store().catalog, venue)
@@ -62,6 +66,7 @@ def get_quantiles(venue: str) -> flask.Response:
 
 
 @blueprint.get("/api/venues/<venue>/quantiles/<path:symbol>")
+@needs("read", "venue")
 def get_symbol_quantiles(venue: str, symbol: str) -> flask.Response:
     """One symbol's thresholds; symbols may be written with their slash."""
     found = venues.find_venue(current_store().catalog, venue)

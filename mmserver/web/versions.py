@@ -9,6 +9,7 @@ import msgspec
 
 from mmserver.catalog import diffing, history
 from mmserver.catalog.history import VersionRecord
+from mmserver.security.scopes import needs
 from mmserver.web.current import current_actor, current_store
 from mmserver.web.models import item_from_model
 from mmserver.web.requests import query_number, query_text, read_body, refuse_parameter, required_text
@@ -28,6 +29,7 @@ class RollbackModel(msgspec.Struct, frozen=True):
 
 
 @blueprint.get("/api/models/<model_name>/versions")
+@needs("read", "model_name")
 def list_versions(model_name: str) -> flask.Response:
     """The versions, newest first, `limit` at a time; `next_cursor` is null on the last page."""
     limit = query_number(flask.request, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
@@ -40,6 +42,7 @@ def list_versions(model_name: str) -> flask.Response:
 
 
 @blueprint.get("/api/models/<model_name>/diff")
+@needs("read", "model_name")
 def diff_versions(model_name: str) -> flask.Response:
     """What changed between two versions, group by group."""
     store = current_store()
@@ -49,6 +52,7 @@ def diff_versions(model_name: str) -> flask.Response:
 
 
 @blueprint.post("/api/models/<model_name>/rollback")
+@needs("manage", "model_name")
 def rollback_model(model_name: str) -> flask.Response:
     """Serve an older version until the files change again; answers with the model's item."""
     body = read_body(flask.request, RollbackModel)

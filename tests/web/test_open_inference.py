@@ -16,8 +16,7 @@ from werkzeug.test import TestResponse
 from mmserver.catalog import registering
 from mmserver.catalog.catalog import Actor
 from mmserver.serving import predictors
-from mmserver.web.current import EXPERIMENTER_KEY, SERVING_KEY
-from mmserver.web.quick import QuickRoutes
+from mmserver.web.current import QUICK_KEY
 
 TEST = Actor("test")
 HEADER = "Inference-Header-Content-Length"
@@ -610,7 +609,7 @@ def test_statistics_count_what_was_asked_with_every_key_that_perf_analyzer_reads
 
 
 def quick(web: Any, body: bytes, path: str = INFER, **headers: str) -> Any:
-    return QuickRoutes(web.app.extensions[SERVING_KEY](), web.app.extensions[EXPERIMENTER_KEY]).answer(
+    return web.app.extensions[QUICK_KEY]().answer(
         path, headers, body, "mine"
     )
 

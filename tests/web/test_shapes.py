@@ -11,7 +11,7 @@ import pytest
 
 from mmserver.catalog import registering
 from mmserver.catalog.catalog import Actor
-from mmserver.web.current import current_experimenter, current_serving
+from mmserver.web.current import QUICK_KEY
 from mmserver.web.quick import QuickRoutes
 from tests.windows import window_outputs, write_plugin, write_window
 
@@ -63,8 +63,8 @@ def infer(web: Any, shape: Any, data: Any, name: str = "net", **more: Any) -> An
 
 
 def quick_routes(web: Any) -> QuickRoutes:
-    with web.app.app_context():
-        return QuickRoutes(current_serving(), current_experimenter())
+    routes: QuickRoutes = web.app.extensions[QUICK_KEY]()
+    return routes
 
 
 def numbers(windows: Any) -> list[Any]:

@@ -15,7 +15,9 @@ from mmserver.web.api_description.operations import (
     CSV,
     HEADERS_TOO_LARGE,
     OF_A_BODY,
+    OF_A_KEY,
     OF_A_QUERY,
+    OPEN_RULES,
     PATH_PARAMETERS,
     UNKNOWN_ADDRESS,
     Answer,
@@ -40,6 +42,22 @@ def path_of(rule: str) -> str:
     return _RULE_PARAMETER.sub(r"{\1}", rule)
 
 
+SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the server asks for one."},
+    "api_key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "The same; goes before the others.",
+    },
+    "basic": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "The same as the password, with any user name: for browsers.",
+    },
+}
+
+
 def build_document(
     operations: Sequence[Operation],
     tags: Mapping[str, str],
@@ -61,8 +79,10 @@ def build_document(
         "openapi": OPENAPI_VERSION,
         "info": info,
         "tags": [{"name": name, "description": description} for name, description in tags.items()],
+        "security": [{}, *({name: []} for name in SECURITY_SCHEMES)],
         "paths": paths,
         "components": {
+            "securitySchemes": SECURITY_SCHEMES,
             "schemas": dict(sorted(schemas.components.items())),
             "headers": {
                 "RequestId": {"description": REQUEST_ID_HEADER, "required": True, "schema": {"type": "string"}},
@@ -78,6 +98,8 @@ def build_document(
 def errors_of(operation: Operation) -> tuple[AnyError, ...]:
     """Everything that the operation may be refused with, each once."""
     found: list[AnyError] = [*operation.errors, *ANYWHERE]
+    if operation.rule not in OPEN_RULES:
+        found += OF_A_KEY
     if "<" in operation.rule:
         found += UNKNOWN_ADDRESS, ADDRESS_TOO_LONG
     if operation.parameters:
@@ -121,6 +143,8 @@ def _operation(operation: Operation, schemas: "_Schemas", example: Mapping[str, 
                 operation.body.types, schemas.of_request, example.get("request"), example.get("request_csv")
             ),
         }
+    if operation.rule in OPEN_RULES:
+        described["security"] = []
     described["responses"] = _responses(operation, schemas, example.get("response"))
     return described
 

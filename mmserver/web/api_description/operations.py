@@ -83,8 +83,14 @@ ADDRESS_TOO_LONG = HttpError(414)
 HEADERS_TOO_LARGE = HttpError(431)
 BUG = HttpError(500)
 
-ANYWHERE: tuple[AnyError, ...] = (errors.HostUnknown, errors.DeadlinePassed, errors.QueueFull, BUG)
+ANYWHERE: tuple[AnyError, ...] = (errors.HostUnknown, errors.KeyInAddress, errors.DeadlinePassed, errors.QueueFull, BUG)
 """What any request may be answered with, whatever it asks for."""
+OPEN_RULES = frozenset({"/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready"})
+"""What needs no key, whatever the settings say."""
+OF_A_KEY: tuple[AnyError, ...] = (
+    errors.KeyRequired, errors.NoKeyExists, errors.KeyMalformed, errors.KeyRefused, errors.ScopeMissing, errors.OutsideKeyLimits,
+)  # fmt: skip
+"""Of everything else, where keys are asked for."""
 OF_A_QUERY: tuple[AnyError, ...] = (errors.RequestInvalid,)
 OF_A_BODY: tuple[AnyError, ...] = (errors.RequestInvalid, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE)
 OF_STORED_DATA: tuple[AnyError, ...] = (
