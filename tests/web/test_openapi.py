@@ -482,6 +482,8 @@ def test_an_experiment_s_life_is_as_described(
     done("add_outcomes", Ask(one, json=[], status=400))
     done("add_outcomes", Ask(nobody, json=outcome, status=404))
     price = {"symbol": "BTCUSDT", "price": 0.0, "time": answer["timestamp"]}
+    done("add_any_outcomes", Ask(json=[outcome, {**outcome, "label": "MOON"}]))
+    done("add_any_outcomes", Ask(json=[], status=400))
     done("add_prices", Ask(json={"prices": [price, {**price, "price": 7.5}]}))
     for name in ("get_experiment", "analyse_experiment", "list_evaluations"):
         done(name, Ask(one))
