@@ -9,7 +9,7 @@ import flask
 
 from mmserver import errors
 from mmserver.registry.fields import MAX_FIELD_BYTES
-from mmserver.web.errors import problem_from_error
+from mmserver.web.errors import PROBLEM_KEY, problem_from_error
 from mmserver.web.framing import REQUEST_ID_KEY
 from mmserver.web.requests import refuse_parameter
 from mmserver.web.responses import render_page
@@ -82,6 +82,7 @@ def refused_form(
         fields: which field is meant, by the error's code, and by places that the domain calls otherwise than the form does.
     """
     problem = problem_from_error(error)
+    flask.request.environ[PROBLEM_KEY] = problem
     messages: dict[str, list[str]] = {}
     if problem.code in fields:
         messages[fields[problem.code]] = [problem.detail]

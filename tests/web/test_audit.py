@@ -138,6 +138,8 @@ def test_a_refused_change_leaves_who_tried_what_and_why_not_but_not_its_body(web
         pytest.param("PUT", "/api/venues/nowhere/quantiles", {"json": {"pkl_path": "/x"}}, 400, "venue_unknown", id="venue"),
         pytest.param("POST", "/api/models", {"json": {}, "headers": {"Origin": "http://evil"}}, 403, "cross_site",
                      id="another-site"),
+        pytest.param("POST", "/ui/register", {"data": {"name": "x"}, "headers": {"Sec-Fetch-Site": "same-origin"}}, 400,
+                     "request_invalid", id="form"),
         pytest.param("POST", "/v2/repository/models/nobody/unload", {}, 404, "model_not_found", id="unload"),
     ],
 )  # fmt: skip
