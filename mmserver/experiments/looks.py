@@ -4,7 +4,7 @@ Read from what each decision was made from, so a chart shows what was known then
 spread, the first and the last among them, so that it costs the same after a day and after a year.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,13 +14,13 @@ from sqlalchemy import select
 from mmserver.catalog.store import Store
 from mmserver.experiments.comparisons import Difference
 from mmserver.experiments.deciding import Recommendation, Verdict
-from mmserver.experiments.effects import effect_of
+from mmserver.experiments.effects import Mode, effect_of
 from mmserver.experiments.evaluating import KeptDecision
 from mmserver.experiments.intervals import Interval
 from mmserver.experiments.policies import ClassicPolicy, Policy, SequentialPolicy
-from mmserver.experiments.replaying import Inputs, inputs_from
+from mmserver.experiments.replaying import inputs_from
 from mmserver.experiments.sequences import confidence_sequence
-from mmserver.experiments.totals import ArmTotals, ExperimentTotals
+from mmserver.experiments.totals import ExperimentTotals
 from mmserver.storage.tables import ExperimentEvaluationRow
 from mmserver.storage.times import datetime_from_text
 
@@ -58,14 +58,14 @@ class KeptLook:
     code_version: str
 
 
+class _StatedVerdict(msgspec.Struct):
+    verdict: Verdict
+
+
 class _Stated(msgspec.Struct):
     """Of a kept decision, what lists of experiments show."""
 
-    recommendation: "_StatedVerdict"
-
-
-class _StatedVerdict(msgspec.Struct):
-    verdict: Verdict
+    recommendation: _StatedVerdict
 
 
 def read_looks(store: Store, experiment_key: int) -> list[Look]:
@@ -76,10 +76,7 @@ def read_looks(store: Store, experiment_key: int) -> list[Look]:
         chosen = evenly_spread(list(ids), MAX_LOOKS)
         query = select(row.at, row.reason, row.inputs, row.decision).where(row.id.in_(chosen)).order_by(row.id)
         rows = connection.execute(query).all()
-    return [
-        look_of(datetime_from_text(at), reason, inputs_from(inputs), msgspec.json.decode(kept, type=KeptDecision))
-        for at, reason, inputs, kept in rows
-    ]
+    return [_kept_look(*found) for found in rows]
 
 
 def list_kept_looks(store: Store, experiment_key: int, limit: int) -> list[KeptLook]:
@@ -109,11 +106,11 @@ def last_verdicts(store: Store, experiment_keys: Sequence[int]) -> dict[int, Ver
     return found
 
 
-def look_of(at: datetime, reason: str, inputs: Inputs, kept: KeptDecision) -> Look:
-    """What the evaluation of such inputs saw."""
-    totals, policy = inputs.totals, inputs.policy
-    effect = effect_of(totals, "accuracy", mode=inputs.design.mode)
-    recommendation = kept.recommendation
+def look_of(
+    totals: ExperimentTotals, policy: Policy, mode: Mode, recommendation: Recommendation, *, at: datetime, reason: str
+) -> Look:
+    """What a decision saw, from what it was made from."""
+    effect = effect_of(totals, "accuracy", mode=mode)
     return Look(
         at=at,
         reason=reason,
@@ -121,8 +118,8 @@ def look_of(at: datetime, reason: str, inputs: Inputs, kept: KeptDecision) -> Lo
         is_enough=has_enough(recommendation),
         effect=shown_effect(totals, effect, policy),
         sequence=sequence_of(effect, policy),
-        n_control_units=_n_units(part.control for part in totals.phases.values()),
-        n_treatment_units=_n_units(part.treatment for part in totals.phases.values()),
+        n_control_units=totals.control.n_units,
+        n_treatment_units=totals.treatment.n_units,
     )
 
 
@@ -155,5 +152,8 @@ def evenly_spread(values: Sequence[int], most: int) -> list[int]:
     return [values[round(place * last / (most - 1))] for place in range(most)]
 
 
-def _n_units(arms: Iterable[ArmTotals]) -> int:
-    return sum(arm.n_units for arm in arms)
+def _kept_look(at: str, reason: str, stored_inputs: str, stored_decision: str) -> Look:
+    inputs = inputs_from(stored_inputs)
+    recommendation = msgspec.json.decode(stored_decision, type=KeptDecision).recommendation
+    moment = datetime_from_text(at)
+    return look_of(inputs.totals, inputs.policy, inputs.design.mode, recommendation, at=moment, reason=reason)
