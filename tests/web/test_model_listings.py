@@ -147,7 +147,14 @@ def test_uptime_grows(web: Any) -> None:
 
 def test_ml_health_names_what_is_loaded(one_group: Any) -> None:
     health = one_group.json("/api/ml/health")
-    assert set(health) == {"status", "timestamp", "loaded_models", "active_experiments", "observations", "uptime_seconds"}
+    assert set(health) == {
+        "status",
+        "timestamp",
+        "loaded_models",
+        "active_experiments",
+        "observations",
+        "uptime_seconds",
+    }
     assert health["loaded_models"] == []
     assert health["active_experiments"] == 0
     assert health["timestamp"].endswith("Z")

@@ -609,9 +609,7 @@ def test_statistics_count_what_was_asked_with_every_key_that_perf_analyzer_reads
 
 
 def quick(web: Any, body: bytes, path: str = INFER, **headers: str) -> Any:
-    return web.app.extensions[QUICK_KEY]().answer(
-        path, headers, body, "mine"
-    )
+    return web.app.extensions[QUICK_KEY]().answer(path, headers, body, "mine")
 
 
 def test_quick_answers_are_those_of_the_view(web: Any) -> None:
