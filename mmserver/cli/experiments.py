@@ -48,7 +48,7 @@ for command in (show, analysis, outcomes, evaluations, replay, simulate):
 @click.option("--split", type=SHARE, default=0.9, show_default=True, help="The control's share of the units.")
 @click.option("--mode", default="split", show_default=True, help="split; or shadow: both score, the control answers.")
 @click.option("--unit", help="What is put into an arm: symbol|time-block, prediction, symbol or unit_id.")
-@click.option("--block-s", type=float, help="How long a block of time is, in seconds [3600].")
+@click.option("--block-s", type=float, help="How long a block of time is, in seconds [3600; in the shadow 86400].")
 @click.option("--horizon-s", type=float, help="How long after a prediction its outcome is known, in seconds [0].")
 @click.option("--namespace", type=SLICE, help="Its share of the units, disjoint from other experiments' on the model.")
 @click.option("--policy", type=click.Choice(POLICIES), help="By what it is decided [sequential].")

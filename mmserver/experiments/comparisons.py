@@ -213,7 +213,7 @@ def sample_ratio_mismatch(counts: Sequence[int], weights: Sequence[float]) -> Ch
         counts: randomised units in each arm, not predictions. weights: as configured; only their ratios matter.
 
     Raises:
-        ValueError: a count or weight is negative or not a number, or no two of them belong together.
+        ValueError: a count or weight is negative or not a number, no two of them belong together, or no arm has a weight.
 
     Source:
         Pearson's goodness of fit, degrees of freedom one less than the active arms; Fabijan et al. (2019) on sample ratios.
@@ -223,8 +223,10 @@ def sample_ratio_mismatch(counts: Sequence[int], weights: Sequence[float]) -> Ch
     if not all(count >= 0 for count in counts) or not all(0.0 <= weight < math.inf for weight in weights):
         raise ValueError(f"counts {list(counts)} and weights {list(weights)} must not be negative")
     whole, weight_sum = sum(counts), math.fsum(weights)
+    if not weight_sum:
+        raise ValueError("weights of zero only are no shares")
     active = [(count, weight / weight_sum) for count, weight in zip(counts, weights, strict=True) if weight > 0.0]
-    if not whole or not active:
+    if not whole:
         return None
     freedom = len(active) - 1
     if sum(count for count, _ in active) < whole:

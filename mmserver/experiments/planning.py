@@ -21,7 +21,9 @@ from mmserver.storage.tables import GroupRow, MembershipRow
 TRAFFIC_SPLIT = "traffic_split"
 _SHARE_DIGITS = 12
 """Of what is left of 1: 1 - 0.9 is 0.09999999999999998 in binary."""
-DEFAULT_BLOCK_S = 3600.0
+BLOCK_S: Mapping[Mode, float] = {"split": 3600.0, "shadow": 86400.0}
+"""How long a block is unless that is said. In the shadow nothing is drawn by lot: neighbouring hours of two models that are better
+by turns resemble each other, and counted as independent they make chance look certain; days do so far less."""
 MAX_BLOCK_S = 366 * 86400.0
 UNITS: Mapping[str, UnitKind] = {
     "symbol|time-block": "symbol|time-block",
@@ -61,7 +63,7 @@ def checked_plan(
     treatment_weight: float,
     mode: str = "split",
     unit: str = "symbol|time-block",
-    block_s: float = DEFAULT_BLOCK_S,
+    block_s: float | None = None,
     horizon_s: float = 0.0,
     namespace: tuple[str, float, float] | None = None,
     policy: Any = None,
@@ -70,13 +72,19 @@ def checked_plan(
 ) -> Plan:
     """The plan, if every part of it fits.
 
+    Args:
+        block_s: None for the mode's own.
+
     Raises:
         RequestInvalid: one does not; the message names it.
     """
     if mode not in MODES:
         _refuse("mode", f"must be {' or '.join(MODES)}")
+    known_mode = cast(Mode, mode)
     if unit not in UNITS:
         _refuse("unit", f"must be one of {', '.join(UNITS)}")
+    if block_s is None:
+        block_s = BLOCK_S[known_mode]
     if not (math.isfinite(block_s) and 0.0 < block_s <= MAX_BLOCK_S):
         _refuse("block_s", f"must be above 0 and at most {MAX_BLOCK_S:g} seconds")
     longest_s = block_s if UNITS[unit] == "symbol|time-block" else MAX_BLOCK_S
@@ -87,7 +95,7 @@ def checked_plan(
         control=control,
         treatment=treatment,
         treatment_weight=checked_weight(treatment_weight, TRAFFIC_SPLIT),
-        mode=cast(Mode, mode),
+        mode=known_mode,
         unit=UNITS[unit],
         block_s=float(block_s),
         horizon_s=float(horizon_s),

@@ -8,7 +8,7 @@ import msgspec
 from mmserver.experiments.analysing import Analysis
 from mmserver.experiments.deciding import Verdict
 from mmserver.experiments.experiments import Applied, Evaluation, Experiment, Mode, Status
-from mmserver.experiments.planning import DEFAULT_BLOCK_S, Plan, checked_plan, rest_of
+from mmserver.experiments.planning import Plan, checked_plan, rest_of
 from mmserver.experiments.policies import Policy
 from mmserver.experiments.replaying import replay_kept
 
@@ -31,7 +31,7 @@ class CreateExperiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         traffic_split: the control's share of the units.
         unit: what has one arm: `symbol|time-block`, `prediction`, `symbol`, or `unit_id`, which each request names.
         mode: `split`, or `shadow`: the control answers, and the treatment is asked beside it.
-        block_s: how long a block of time is. horizon_s: how long after a prediction its outcome is known.
+        block_s: how long a block of time is; None for the mode's own. horizon_s: how long after a prediction its outcome is known.
         policy: `sequential`, `classic`, or an object with `policy` and the numbers that are to be others.
         auto: whether its result is applied without asking. deadline_at: when it ends at the latest.
     """
@@ -44,7 +44,7 @@ class CreateExperiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     traffic_split: float = 0.9
     unit: str = "symbol|time-block"
     mode: str = "split"
-    block_s: float = DEFAULT_BLOCK_S
+    block_s: float | None = None
     horizon_s: float = 0.0
     namespace: NamespaceBody | None = None
     policy: str | dict[str, Any] | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmserver.errors import RequestInvalid
 from mmserver.experiments.experiments import Experiment
-from mmserver.experiments.planning import DEFAULT_BLOCK_S, checked_weight, rest_of
+from mmserver.experiments.planning import checked_weight, rest_of
 from mmserver.experiments.policies import SequentialPolicy
 from mmserver.web.experiment_bodies import CreateExperiment, NamespaceBody
 from mmserver.web.requests import error_summary, refuse_parameter
@@ -30,7 +30,7 @@ FIRST_TYPED: Mapping[str, str] = MappingProxyType(
         "mode": "split",
         SHARE: "0.1",
         "unit": "symbol|time-block",
-        "block_s": f"{DEFAULT_BLOCK_S:g}",
+        "block_s": "",
         "horizon_s": "0",
         "deadline_at": "",
         "auto": "",
@@ -86,7 +86,7 @@ def body_from_typed(typed: Mapping[str, str]) -> CreateExperiment:
         traffic_split=rest_of(share),
         unit=texts["unit"],
         mode=texts["mode"],
-        block_s=said.number("block_s", DEFAULT_BLOCK_S),
+        block_s=said.number("block_s", 0.0) if texts["block_s"] else None,
         horizon_s=said.number("horizon_s", 0.0),
         namespace=said.namespace(),
         policy={"policy": texts["policy"] or "sequential", **{n: said.number(n, 0.0) for n in NUMBERS if texts[n]}},

@@ -67,6 +67,11 @@ def test_every_option_is_what_the_experiment_is_set_up_with(call: Call) -> None:
     assert (policy["policy"], policy["alpha"], policy["min_samples"]) == ("classic", 0.01, 7)
 
 
+@pytest.mark.parametrize(("mode", "block_s"), [("split", 3600.0), ("shadow", 86400.0)])
+def test_a_block_that_is_not_said_is_the_modes_own(call: Call, mode: str, block_s: float) -> None:
+    assert json.loads(call("create", "exp", *ARMS, "--mode", mode, "--json").stdout)["block_s"] == block_s
+
+
 def test_a_policy_may_be_given_whole(call: Call, tmp_path: Path) -> None:
     (tmp_path / "policy.json").write_text('{"policy": "classic", "min_hours": 48}')
     given = ("--policy-json", f"@{tmp_path / 'policy.json'}")

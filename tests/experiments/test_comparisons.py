@@ -323,10 +323,18 @@ def test_a_sample_ratio_is_judged_from_the_first_unit_on() -> None:
 
 @pytest.mark.parametrize(
     ("counts", "weights"),
-    [([1, 2], [1.0]), ([-1, 2], [0.5, 0.5]), ([1, 2], [-0.5, 0.5]), ([1, 2], [math.nan, 0.5]), ([1, 2], [math.inf, 1])],
+    [
+        ([1, 2], [1.0]),
+        ([-1, 2], [0.5, 0.5]),
+        ([1, 2], [-0.5, 0.5]),
+        ([1, 2], [math.nan, 0.5]),
+        ([1, 2], [math.inf, 1]),
+        ([1, 2], [0.0, 0.0]),
+        ([0, 0], [0.0, 0.0]),
+    ],
 )
 def test_counts_and_weights_that_do_not_fit_are_refused(counts: list[int], weights: list[float]) -> None:
-    with pytest.raises(ValueError, match="counts"):
+    with pytest.raises(ValueError, match="weights"):
         sample_ratio_mismatch(counts, weights)
 
 

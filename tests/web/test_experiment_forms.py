@@ -247,6 +247,14 @@ def test_every_number_of_both_policies_has_its_field_default_and_limits(site: An
         assert len(hint[1]) > 50, "it says what it is for"
 
 
+@pytest.mark.parametrize(("mode", "block_s"), [("split", 3600.0), ("shadow", 86400.0)])
+def test_a_block_that_is_not_typed_is_the_modes_own(site: Any, name: str, mode: str, block_s: float) -> None:
+    [shown] = [field for field in page(site, NEW).all("input") if field.get("name") == "block_s"]
+    assert shown["value"] == ""
+    assert new(site, name, mode=mode, unit="symbol|time-block", block_s=" ").status_code == 303
+    assert item(site, name)["block_s"] == block_s
+
+
 @pytest.mark.parametrize(
     ("typed", "fields"),
     [

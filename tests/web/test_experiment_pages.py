@@ -45,7 +45,7 @@ def site(
             plan("alpha", "beta", policy={"policy": "classic", "min_hours": 4, "min_samples": 20}),
             History(hours=12, error_rate=(0.0, 0.3), stops=True),
         ),
-        "shadow": (plan("alpha", "beta", mode="shadow", policy=soon), History(hours=8, stops=True)),
+        "shadow": (plan("alpha", "beta", mode="shadow", block_s=3600.0, policy=soon), History(hours=8, stops=True)),
         "sick": (plan("alpha", "beta", policy=soon), History(hours=40, skew=0.9, lost=0.5, stops=True)),
         "young": (plan("alpha", "beta", 0.25), History(hours=3, evaluate_every_h=1, ramp_at_h=2)),
     }

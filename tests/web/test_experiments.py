@@ -90,6 +90,14 @@ def test_an_experiment_over_http_from_its_draft_to_its_end(lab: Any) -> None:
     assert kept[0]["decision"]["looks"]["n"] == 3
 
 
+def test_the_blocks_of_a_shadow_last_a_day_unless_that_is_said_and_a_changed_draft_keeps_its_own(lab: Any) -> None:
+    for number, said in enumerate(({}, {"block_s": None}, {"block_s": 900})):
+        made = create(lab, experiment_id=f"dark{number}", mode="shadow", start=False, **said).json
+        assert made["block_s"] == (said.get("block_s") or 86400.0)
+        changed = lab.client.patch(f"{ROOT}/dark{number}", json={"mode": "split"}).json
+        assert (changed["mode"], changed["block_s"]) == ("split", made["block_s"])
+
+
 def test_experiments_are_listed_by_status_and_page(lab: Any) -> None:
     for name in ("a", "b", "c"):
         assert create(lab, experiment_id=name, start=False).status_code == 201
@@ -228,8 +236,8 @@ def test_a_read_only_server_shows_experiments_and_changes_none(lab: Any, make_we
     create(lab)
     reader = make_web(lab.directory, read_only=True)
     assert reader.json(f"{ROOT}/exp")["status"] == "running"
-    for call in ("stop", "apply", "ramp"):
-        refused = reader.client.post(f"{ROOT}/exp/{call}", json={"traffic_split": 0.1})
+    for call, body in (("stop", {}), ("apply", {"action": "keep"}), ("ramp", {"traffic_split": 0.1})):
+        refused = reader.client.post(f"{ROOT}/exp/{call}", json=body)
         assert (refused.status_code, refused.json["code"]) == (403, "read_only")
     refused = reader.client.post(f"{ROOT}/exp/outcomes", data=json.dumps([]), content_type="application/json")
     assert refused.json["code"] == "read_only"

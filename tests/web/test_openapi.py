@@ -29,7 +29,9 @@ PAGES = re.compile(r"/|/ui/.*|/static/.*|/favicon\.svg|/docs|/redoc")
 AUTOMATIC = {"HEAD", "OPTIONS"}
 JSON_TYPES = ("application/json", "application/problem+json")
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
-SOMETIMES = {"Inference-Header-Content-Length"}
+SOMETIMES = {
+    "Inference-Header-Content-Length", "X-Variant", "X-Experiment-Id", "X-Prediction-Id", "X-Fallback",
+}  # fmt: skip
 """Headers that not every such answer has."""
 ROW = [0.5, -0.25, 1.0]
 
@@ -493,7 +495,9 @@ def test_an_experiment_s_life_is_as_described(
     done("stop_experiment", Ask(one))
     done("apply_experiment", Ask(one, status=409))
     done("apply_experiment", Ask(one, json={"action": "keep"}))
-    done("list_evaluations", Ask(one))
+    [kept] = done("list_evaluations", Ask(one, query={"limit": "1"})).json["items"]
+    done("replay_evaluation", Ask({**one, "evaluation_id": str(kept["id"])}))
+    done("replay_evaluation", Ask({**one, "evaluation_id": "999"}, status=404))
     made.app.extensions[EXPERIMENTER_KEY].close()
     assert tried - {"predict_batch"} == {name for name in BY_NAME if BY_NAME[name].tag == EXPERIMENTS}
 

@@ -10,6 +10,7 @@ from mmserver.web.api_description.operations import (
     JSON,
     OF_A_PREDICTOR,
     OF_STORED_DATA,
+    UNIT,
     Answer,
     Body,
     Operation,
@@ -32,6 +33,8 @@ _INFER = f"""\
 One input `features`, FP32 or another number type, of shape [rows, dim], or as the metadata say [rows, timesteps, dim]; or one input for
 each factor. null is missing where the model knows missing values. Tensors may follow the JSON as binary data: `{HEADER_LENGTH}` says
 where they begin, and 0 that the body is one tensor's bytes. The body may be compressed with gzip or deflate.
+In an experiment the answer's `parameters` have `variant`, `experiment_id`, `prediction_id` and, where the control answers in the
+treatment's place, `fallback`; a unit may also be named in the request's `parameters`, as `unit_id`.
 """
 
 
@@ -106,6 +109,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 HEADER_LENGTH, "How many bytes of the body are JSON, where binary data follow.",
                 {"type": "integer", "minimum": 0}, "header",
             ),
+            UNIT,
         ),
         body=Body({JSON: InferRequest, BINARY_MEDIA_TYPE: {}}),
     ),

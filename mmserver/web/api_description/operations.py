@@ -8,6 +8,7 @@ import msgspec
 
 from mmserver import errors
 from mmserver.errors import MmserverError
+from mmserver.web.raw_answers import MAX_UNIT_ID_LENGTH, UNIT_ID
 
 JSON = "application/json"
 CSV = "text/csv"
@@ -165,4 +166,8 @@ GROUP_KEY = Parameter("group_key", "Which group, where several share the symbol.
 IF_NONE_MATCH = Parameter(
     "If-None-Match", "The tag that the client has: answered by 304 if it still holds.", TEXT, "header"
 )
+UNIT = Parameter(
+    UNIT_ID, "The unit whose arm answers, in an experiment by `unit_id`. ASCII.",
+    {"type": "string", "maxLength": MAX_UNIT_ID_LENGTH}, "header",
+)  # fmt: skip
 ETAG: Mapping[str, str] = {"ETag": "Names the content."}

@@ -11,6 +11,7 @@ from mmserver.web.api_description.operations import (
     MODEL_NAME,
     OF_A_PREDICTOR,
     OF_STORED_DATA,
+    UNIT,
     Answer,
     AnyOf,
     Body,
@@ -42,7 +43,14 @@ _SHARED: dict[str, Any] = {
         Answer.json(
             bodies.Scores,
             "One entry for each row.",
-            headers={"X-Model-Version": "The label of the version that predicted."},
+            headers={
+                "X-Model-Version": "The label of the version that predicted.",
+                "X-Variant": "`control` or `treatment`: the arm that answered, in an experiment.",
+                "X-Experiment-Id": "The experiment, percent-encoded where not ASCII.",
+                "X-Prediction-Id": "By what outcomes are given later, in an experiment or where what is served is observed; of several rows, "
+                "the n-th from 0 is `{prediction_id}.{n}`.",
+                "X-Fallback": "The code of the error for which the control answers in the treatment's place.",
+            },
         ),
     ),
 }
@@ -51,18 +59,18 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "POST", "/invocations", "invoke", SCORING, "Score a table with the default model",
         description="`default_model`, or the only model that there is.",
-        parameters=(AS_OF,), errors=(*_OF_A_TABLE, errors.NoDefaultModel), **_SHARED,
+        parameters=(AS_OF, UNIT), errors=(*_OF_A_TABLE, errors.NoDefaultModel), **_SHARED,
     ),
     Operation(
         "POST", "/models/<model_name>/invocations", "invoke_model", SCORING, "Score a table with a model",
         description="The name is `MODEL.SYMBOL`, or `MODEL` where it has one group, and may end in `@VERSION`.",
-        parameters=(_NAME, AS_OF), errors=_OF_A_TABLE, **_SHARED,
+        parameters=(_NAME, AS_OF, UNIT), errors=_OF_A_TABLE, **_SHARED,
     ),
     Operation(
         "POST", "/models/<model_name>/versions/<version>/invocations", "invoke_version", SCORING,
         "Score a table with a version of a model",
         description="The name is `MODEL.SYMBOL`, or `MODEL` where it has one group.",
-        parameters=(_NAME, AS_OF), errors=_OF_A_TABLE, **_SHARED,
+        parameters=(_NAME, AS_OF, UNIT), errors=_OF_A_TABLE, **_SHARED,
     ),
     Operation(
         "GET", "/ping", "ping", SCORING, "Whether anything can be predicted",

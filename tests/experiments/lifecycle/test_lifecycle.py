@@ -143,6 +143,22 @@ def test_a_draft_may_be_changed_and_a_running_experiment_may_not(three: Bench, c
         start_experiment(three.store, "exp", TEST)
 
 
+@pytest.mark.parametrize(
+    ("said", "block_s"),
+    [
+        pytest.param({}, 3600.0, id="split"),
+        pytest.param({"mode": "shadow"}, 86400.0, id="shadow"),
+        pytest.param({"mode": "shadow", "horizon_s": 7200.0}, 86400.0, id="shadow-with-a-horizon-above-an-hour"),
+        pytest.param({"mode": "shadow", "block_s": 3600.0}, 3600.0, id="shadow-by-the-hour"),
+    ],
+)
+def test_a_block_lasts_an_hour_and_in_the_shadow_a_day_unless_that_is_said(
+    three: Bench, create: Create, said: dict[str, Any], block_s: float
+) -> None:
+    assert create(three.store, **said).block_s == block_s
+    assert get_experiment(three.store, "exp").block_s == block_s
+
+
 def test_a_smaller_weight_draws_the_units_anew_or_is_refused(three: Bench, create: Create) -> None:
     create(three.store, treatment_weight=0.5)
     with pytest.raises(RequestInvalid, match="would go back"):
