@@ -5,9 +5,8 @@ Every process has the same catalog soon after a commit, and the arm follows from
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
+from typing import NamedTuple, cast
 
 from mmserver.catalog.catalog import Catalog
 from mmserver.catalog.history import CURRENT
@@ -20,10 +19,11 @@ from mmserver.serving.predictions import Asked
 BY_PREDICTION: UnitKind = "prediction"
 BY_TIME: UnitKind = "symbol|time-block"
 _MAX_REMEMBERED = 256
+_MAX_ARMS = 4096
+"""Of units with names as short as `_MAX_REMEMBERED`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
+class Assignment(NamedTuple):
     """A request that belongs to an experiment."""
 
     experiment: RunningExperiment
@@ -92,7 +92,8 @@ def assigned(experiment: RunningExperiment, asked: Asked, prediction_id: str, no
     )
     if share is not None and not share.has(unit):
         return None
-    arm = arm_of(salt=experiment.salt, unit=unit, treatment_weight=experiment.treatment_weight)
+    draw = arm_of if kind == BY_PREDICTION or len(unit) > _MAX_REMEMBERED else _remembered_arm_of
+    arm = draw(salt=experiment.salt, unit=unit, treatment_weight=experiment.treatment_weight)
     return Assignment(
         experiment=experiment,
         arm="control" if experiment.mode == "shadow" else arm,
@@ -109,6 +110,10 @@ def _drawn_by(
     block_s: float, horizon_s: float, namespace: tuple[str, float, float] | None
 ) -> tuple[TimeBlocks, NamespaceSlice | None]:
     return TimeBlocks(block_s, horizon_s), None if namespace is None else NamespaceSlice(*namespace)
+
+
+_remembered_arm_of = functools.lru_cache(maxsize=_MAX_ARMS)(arm_of)
+"""Of units that have many predictions."""
 
 
 def _check_named(experiment: RunningExperiment, asked: Asked) -> None:

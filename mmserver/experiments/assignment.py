@@ -4,6 +4,7 @@ A unit's bucket depends on the salt and its name alone. It is treated iff its bu
 weight only ever adds treated units; a new phase is a new salt, and draws anew.
 """
 
+import functools
 import hashlib
 import math
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ def salt_of(experiment_id: str, phase: int) -> str:
     return f"{experiment_id}:{phase}"
 
 
+@functools.lru_cache(maxsize=256)
 def n_treated_buckets(treatment_weight: float) -> int:
     """How many buckets, from 0 up, are treated: the least whole number that is not below 10000 × weight.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from time import perf_counter_ns
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from mmserver.catalog.symbols import ALL_SYMBOLS
 from mmserver.errors import Corrupt, MmserverError, SymbolAmbiguous, SymbolNotFound, Unavailable
 from mmserver.experiments.active import Assignment
 from mmserver.experiments.assignment import Arm
+from mmserver.experiments.loaded_arms import INPUTS_DIFFER, Ready, inputs_differ
 from mmserver.experiments.observations.values import Observation, ShadowAnswer
 from mmserver.experiments.service import Appending, Experimenter, observation_of
 from mmserver.formats import Decision, FloatRows
@@ -25,18 +26,9 @@ from mmserver.serving.predictions import Asked, Resolved, Serving
 from mmserver.serving.predictors import LoadedModel
 from mmserver.serving.tensor_models import find_by_group_key, outputs_of
 
-INPUTS_DIFFER = "inputs_differ"
-"""Why a treatment did not answer: its factors are others than the control's, and the request gave numbers without names."""
 OUTPUTS_DIFFER = "outputs_differ"
-"""… its outputs have other names, shapes or meanings than the control's, which the client goes by."""
+"""Why a treatment did not answer: its outputs have other names, shapes or meanings than the control's, which the client goes by."""
 _NS_PER_US = 1000
-
-
-class Ready(NamedTuple):
-    """A model that is found and loaded."""
-
-    resolved: Resolved
-    loaded: LoadedModel
 
 
 class Reading(Protocol):
@@ -147,7 +139,7 @@ class RawExperimenter:
             raise
 
     def held(self, request: RawRequest, assignment: Assignment) -> tuple[Ready, int] | None:
-        """The control, and what a row costs in all arms together; None unless all are loaded: see `Experimenter.is_ready`."""
+        """The control, and what a row costs in all arms together; None unless all are loaded: see `Experimenter.ready_arms`."""
         experiment = assignment.experiment
         arms = (experiment.control,) if experiment.treatment_trouble else (experiment.control, experiment.treatment)
         found = []
@@ -235,7 +227,7 @@ class RawExperimenter:
             ready = self._ready(request, experiment.treatment)
             if not is_shadow and _outputs_differ(control.loaded, ready.loaded):
                 return _Ran(rows, code=OUTPUTS_DIFFER)
-            if _inputs_differ(control.loaded, ready.loaded):
+            if inputs_differ(control.loaded, ready.loaded):
                 if not read.is_named:
                     return _Ran(rows, code=INPUTS_DIFFER)
                 rows = read(*ready)
@@ -308,11 +300,6 @@ class RawExperimenter:
         assert ran.error is not None  # noqa: S101 (there are no outputs)
         is_ours = isinstance(ran.error, Unavailable | Corrupt)
         return RawOutcome(ran.error, self._observations(assignment, ran) if is_ours else [])
-
-
-def _inputs_differ(control: LoadedModel, treatment: LoadedModel) -> bool:
-    ours, theirs = control.layout, treatment.layout
-    return ours.row_shape != theirs.row_shape or ours.factors != theirs.factors
 
 
 def _outputs_differ(control: LoadedModel, treatment: LoadedModel) -> bool:

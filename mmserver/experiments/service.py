@@ -6,13 +6,15 @@ against the treatment. What must be logged and cannot be is not answered.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from msgspec.structs import replace
 
 from mmserver.catalog.running import ArmVersion
 from mmserver.errors import Corrupt, MmserverError, Unavailable
 from mmserver.experiments.active import BY_PREDICTION, Assignment, assigned, candidates
+from mmserver.experiments.loaded_arms import INPUTS_DIFFER, LoadedArms, Ready, inputs_differ
 from mmserver.experiments.observations.values import Observation, ShadowAnswer
 from mmserver.formats import Decision
 from mmserver.serving.interpretation import DIRECTION_CODES, NoInterpreter
@@ -31,8 +33,7 @@ class Appending(Protocol):
         """Keep it, or raise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What came of a request in an experiment, before anything of it is kept or told.
 
     `observation` is None where the client's own mistake is all there is to tell.
@@ -42,13 +43,14 @@ class Outcome:
     observation: Observation | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Scored:
+class _Scored(NamedTuple):
     """What one arm made of the features."""
 
     prediction: Prediction | None
     features: bytes
     latency_us: int
+    code: str | None = None
+    """Why there is no prediction."""
     error: MmserverError | None = None
 
 
@@ -127,41 +129,43 @@ class Experimenter:
                 self._drawn.pop(next(iter(list(self._drawn)), ""), None)
             self._drawn[asked.request_id] = assignment.prediction_id
 
-    def is_ready(self, asked: Asked, assignment: Assignment, most_ns: float) -> bool:
-        """Whether `scored` would take at most that long: both arms are loaded, whichever was drawn, so that being slow or not
-        loaded moves nobody to the other arm.
+    def ready_arms(self, asked: Asked, assignment: Assignment, most_ns: float) -> LoadedArms | None:
+        """Both arms, if `scored` would take at most that long: all of them are loaded, whichever was drawn, so that being slow or
+        not loaded moves nobody to the other arm.
         """
         experiment = assignment.experiment
-        arms = (experiment.control,) if experiment.treatment_trouble else (experiment.control, experiment.treatment)
-        for arm in arms:
-            resolved = self._serving.known(asked.symbol, arm.model_name, arm.version)
-            loaded = None if resolved is None else self._serving.held(resolved)
-            if loaded is None or len(arms) * loaded.row_cost_ns > most_ns:
-                return False
-            if arm is experiment.control and (
-                isinstance(loaded.interpreter, NoInterpreter) or len(asked.features) not in loaded.layout.lengths
-            ):
-                return False  # it is refused anyway
-        return True
+        control = self._held(asked.symbol, experiment.control)
+        if control is None:
+            return None
+        loaded = control.loaded
+        if isinstance(loaded.interpreter, NoInterpreter) or len(asked.features) not in loaded.layout.lengths:
+            return None  # it is refused anyway
+        if experiment.treatment_trouble is not None:
+            return LoadedArms(control, None) if loaded.row_cost_ns <= most_ns else None
+        treatment = self._held(asked.symbol, experiment.treatment)
+        if treatment is None or 2 * max(loaded.row_cost_ns, treatment.loaded.row_cost_ns) > most_ns:
+            return None
+        return LoadedArms(control, treatment)
 
-    def scored(self, asked: Asked, assignment: Assignment, waited_ns: int = 0) -> Outcome:
-        """Ask the arm, and the other one where that is wanted or needed; nothing is kept yet."""
+    def scored(
+        self, asked: Asked, assignment: Assignment, waited_ns: int = 0, arms: LoadedArms | None = None
+    ) -> Outcome:
+        """Ask the arm, and the other one where that is wanted or needed; nothing is kept yet.
+
+        `arms`: what `ready_arms` has just given; without them they are loaded here.
+        """
         experiment = assignment.experiment
         if assignment.arm == "control":
-            return self._by_control(asked, assignment, waited_ns)
-        if experiment.treatment_trouble is None:
-            ours = self._score(asked, assignment, experiment.treatment, waited_ns)
-        else:
-            ours = _Scored(None, b"", 0)
+            return self._by_control(asked, assignment, waited_ns, arms)
+        ours = self._by_treatment(asked, assignment, waited_ns, arms)
         if ours.prediction is not None:
-            return Outcome(_of_variant(ours.prediction, assignment), _observation(assignment, ours))
-        code = ours.error.code if ours.error is not None else experiment.treatment_trouble
-        instead = self._score(asked, assignment, experiment.control, waited_ns)
+            return Outcome(ours.prediction, _observation(assignment, ours))
+        instead = self._score(asked, assignment, experiment.control, waited_ns, arms and arms.control)
         if instead.prediction is None:
             return self._failed(assignment, instead)
-        answer = replace(instead.prediction, variant="control", experiment_id=experiment.experiment_id, fallback=code)
-        failed = replace(ours, features=ours.features or instead.features)
-        return Outcome(answer, _observation(assignment, failed, error=code))
+        answer = replace(instead.prediction, variant="control", fallback=ours.code)
+        failed = ours._replace(features=ours.features or instead.features)
+        return Outcome(answer, _observation(assignment, failed))
 
     def kept(self, outcome: Outcome) -> Prediction:
         """Log it, then give it.
@@ -177,7 +181,7 @@ class Experimenter:
         return outcome.answer
 
     def _load_both(self, asked: Asked, assignment: Assignment) -> None:
-        """So that the next request finds both arms loaded, whichever it gets: see `is_ready`."""
+        """So that the next request finds both arms loaded, whichever it gets: see `ready_arms`."""
         experiment = assignment.experiment
         for arm in (experiment.control, experiment.treatment):
             try:
@@ -193,21 +197,44 @@ class Experimenter:
         resolved = self._serving.resolve(asked.symbol, None, asked.version)
         return resolved.version.model_name
 
-    def _by_control(self, asked: Asked, assignment: Assignment, waited_ns: int) -> Outcome:
+    def _held(self, symbol: str, arm: ArmVersion) -> Ready | None:
+        resolved = self._serving.known(symbol, arm.model_name, arm.version)
+        loaded = None if resolved is None else self._serving.held(resolved)
+        return None if resolved is None or loaded is None else Ready(resolved, loaded)
+
+    def _ready(self, symbol: str, arm: ArmVersion) -> Ready:
+        resolved = self._serving.resolve(symbol, arm.model_name, arm.version)
+        return Ready(resolved, self._serving.loaded(resolved))
+
+    def _by_control(self, asked: Asked, assignment: Assignment, waited_ns: int, arms: LoadedArms | None) -> Outcome:
         experiment = assignment.experiment
-        ours = self._score(asked, assignment, experiment.control, waited_ns)
+        ours = self._score(asked, assignment, experiment.control, waited_ns, arms and arms.control)
         if ours.prediction is None:
             return self._failed(assignment, ours)
-        shadow = self._shadow(asked, assignment) if experiment.mode == "shadow" else None
-        return Outcome(_of_variant(ours.prediction, assignment), _observation(assignment, ours, shadow=shadow))
+        shadow = self._shadow(asked, assignment, arms) if experiment.mode == "shadow" else None
+        return Outcome(ours.prediction, _observation(assignment, ours, shadow))
 
-    def _shadow(self, asked: Asked, assignment: Assignment) -> ShadowAnswer:
+    def _by_treatment(self, asked: Asked, assignment: Assignment, waited_ns: int, arms: LoadedArms | None) -> _Scored:
+        """Numbers without names are the control's factors: a treatment that takes others would be silently wrong."""
         experiment = assignment.experiment
         if experiment.treatment_trouble is not None:
-            return ShadowAnswer(None, None, 0, experiment.treatment_trouble)
-        scored = self._score(replace(asked, explain=False), assignment, experiment.treatment, 0)
+            return _Scored(None, b"", 0, experiment.treatment_trouble)
+        treatment = arms and arms.treatment
+        if not isinstance(asked.features, dict):
+            try:
+                treatment = treatment or self._ready(asked.symbol, experiment.treatment)
+                control = arms.control if arms else self._ready(asked.symbol, experiment.control)
+            except MmserverError as error:
+                return _Scored(None, b"", 0, error.code, error)
+            if inputs_differ(control.loaded, treatment.loaded):
+                return _Scored(None, b"", 0, INPUTS_DIFFER)
+        return self._score(asked, assignment, experiment.treatment, waited_ns, treatment)
+
+    def _shadow(self, asked: Asked, assignment: Assignment, arms: LoadedArms | None) -> ShadowAnswer:
+        plain = replace(asked, explain=False) if asked.explain else asked
+        scored = self._by_treatment(plain, assignment, 0, arms)
         if scored.prediction is None:
-            return ShadowAnswer(None, None, scored.latency_us, scored.error.code if scored.error else None)
+            return ShadowAnswer(None, None, scored.latency_us, scored.code)
         decision = scored.prediction.decision
         return ShadowAnswer(DIRECTION_CODES[decision.direction], decision.expected_return, scored.latency_us)
 
@@ -216,42 +243,35 @@ class Experimenter:
         error = scored.error
         assert error is not None  # noqa: S101 (there is no prediction)
         is_ours = isinstance(error, Unavailable | Corrupt)
-        return Outcome(error, _observation(assignment, scored, error=error.code) if is_ours else None)
+        return Outcome(error, _observation(assignment, scored) if is_ours else None)
 
-    def _score(self, asked: Asked, assignment: Assignment, arm: ArmVersion, waited_ns: int) -> _Scored:
+    def _score(
+        self, asked: Asked, assignment: Assignment, arm: ArmVersion, waited_ns: int, ready: Ready | None
+    ) -> _Scored:
         """The time that it takes is the arm's own: what loads the model, once, is left out."""
         begun_ns = time.perf_counter_ns()
         try:
-            resolved = self._serving.resolve(asked.symbol, arm.model_name, arm.version)
-            self._serving.loaded(resolved)
-            begun_ns = time.perf_counter_ns()
-            prediction, row = self._serving.predict_resolved(asked, resolved, waited_ns, assignment.prediction_id)
+            if ready is None:
+                ready = self._ready(asked.symbol, arm)
+                begun_ns = time.perf_counter_ns()
+            prediction, row = self._serving.predict_resolved(
+                asked,
+                ready.resolved,
+                waited_ns,
+                loaded=ready.loaded,
+                prediction_id=assignment.prediction_id,
+                variant=assignment.arm,
+                experiment_id=assignment.experiment.experiment_id,
+            )
         except MmserverError as error:
-            return _Scored(None, b"", _us_since(begun_ns), error)
+            return _Scored(None, b"", _us_since(begun_ns), error.code, error)
         return _Scored(prediction, row.tobytes(), _us_since(begun_ns))
 
 
-def _of_variant(prediction: Prediction, assignment: Assignment) -> Prediction:
-    """Written out, because `replace` takes three times as long, for each request."""
-    return Prediction(
-        prediction.symbol,
-        prediction.decision,
-        prediction.model_name,
-        prediction.version,
-        prediction.model_info,
-        prediction.prediction_id,
-        prediction.contributions,
-        variant=assignment.arm,
-        experiment_id=assignment.experiment.experiment_id,
-    )
-
-
-def _observation(
-    assignment: Assignment, scored: _Scored, *, error: str | None = None, shadow: ShadowAnswer | None = None
-) -> Observation:
+def _observation(assignment: Assignment, scored: _Scored, shadow: ShadowAnswer | None = None) -> Observation:
     decision = scored.prediction.decision if scored.prediction is not None else None
     return observation_of(
-        assignment, decision, latency_us=scored.latency_us, features=scored.features, error=error, shadow=shadow
+        assignment, decision, latency_us=scored.latency_us, features=scored.features, error=scored.code, shadow=shadow
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import itemgetter
@@ -32,7 +33,7 @@ class RowLayout:
         self, factors: Sequence[str], *, accepts_missing: bool, row_shape: tuple[int, ...] | None = None
     ) -> None:
         """`row_shape`: what one row is to clients, where it is not flat; the factors name its last axis."""
-        self.factors = tuple(factors)
+        self.factors = tuple(map(sys.intern, factors))  # so that two models' are compared by identity
         self.accepts_missing = accepts_missing
         self.row_shape = row_shape or (len(self.factors),)
         self.width = math.prod(self.row_shape)

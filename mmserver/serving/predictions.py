@@ -47,8 +47,7 @@ _MAX_MODEL_INFOS = 20_000
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """One prediction that is asked for. Without `model_name` the only model that has the symbol is meant, or the default.
 
     `experiment_id`, `unit_id` and `request_id` are for whoever puts requests into experiments; nothing here looks at them.
@@ -65,8 +64,7 @@ class Asked:
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True):
     """One answer; the last fields are there if it belongs to an experiment."""
 
     symbol: str
@@ -194,23 +192,44 @@ class Serving:
         return self._predict_observed(self.observer, asked, resolved, waited_ns)
 
     def predict_resolved(
-        self, asked: Asked, resolved: Resolved, waited_ns: int = 0, prediction_id: str | None = None
+        self,
+        asked: Asked,
+        resolved: Resolved,
+        waited_ns: int = 0,
+        *,
+        loaded: LoadedModel | None = None,
+        prediction_id: str | None = None,
+        variant: str | None = None,
+        experiment_id: str | None = None,
     ) -> tuple[Prediction, FloatRows]:
         """As `predict`, with the version and group that were found before, and observed by nobody; and the row that the features
         became.
 
-        `prediction_id`: one that `new_prediction_id` gave, where it was needed before.
+        `loaded`: what `loaded` or `held` has just given for it; `prediction_id`: one that `new_prediction_id` gave, where it was
+        needed before; `variant`, `experiment_id`: what the answer says of them.
         """
         begun_ns = time.perf_counter_ns()
         try:
-            loaded = self.loaded(resolved)
+            if loaded is None:
+                loaded = self.loaded(resolved)
             row = loaded.layout.row(asked.features)
             explained = self.contributions(resolved, loaded, row)[0] if asked.explain else None
         except MmserverError:
             self.statistics.failed(resolved.version, resolved.group, time.perf_counter_ns() - begun_ns)
             raise
         decision = self.predict_row(resolved, loaded, row, begun_ns, waited_ns)
-        return self._prediction(asked, resolved, loaded, decision, explained, prediction_id=prediction_id), row
+        prediction = Prediction(
+            asked.symbol,
+            decision,
+            resolved.version.model_name,
+            resolved.version.label,
+            self.model_info(resolved, loaded),
+            prediction_id or self.new_prediction_id(),
+            explained,
+            variant,
+            experiment_id,
+        )
+        return prediction, row
 
     def predict_row(
         self,
@@ -527,8 +546,6 @@ class Serving:
         loaded: LoadedModel,
         decision: Decision,
         explained: dict[str, Any] | None,
-        *,
-        prediction_id: str | None = None,
     ) -> Prediction:
         return Prediction(
             symbol=asked.symbol,
@@ -536,7 +553,7 @@ class Serving:
             model_name=resolved.version.model_name,
             version=resolved.version.label,
             model_info=self.model_info(resolved, loaded),
-            prediction_id=prediction_id or self.new_prediction_id(),
+            prediction_id=self.new_prediction_id(),
             contributions=explained,
         )
 

@@ -3,12 +3,12 @@
 The quick routes, which answer without Flask, ask the same `Access`, and leave whatever they do not let through to Flask.
 """
 
-import dataclasses
 import urllib.parse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import flask
+import msgspec
 
 from mmserver.errors import KeyInAddress, MmserverError, OutsideKeyLimits, PluginInvalid, ScopeMissing
 from mmserver.security.access import Access, Identity
@@ -113,7 +113,7 @@ def within_limits(asked: "Asked") -> "Asked":
             raise OutsideKeyLimits from error
     if not identity.may_use_model(name):
         raise OutsideKeyLimits
-    return dataclasses.replace(asked, model_name=name)
+    return msgspec.structs.replace(asked, model_name=name)
 
 
 def _check_limits(needed: Needs, arguments: Mapping[str, str], identity: Identity) -> None:

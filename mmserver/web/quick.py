@@ -192,8 +192,9 @@ class QuickRoutes:
         if assignment is None:
             return False, None
         try:
-            if experimenter.is_ready(asked, assignment, most_ns):
-                outcome = experimenter.scored(asked, assignment, request.waited_ns)
+            arms = experimenter.ready_arms(asked, assignment, most_ns)
+            if arms is not None:
+                outcome = experimenter.scored(asked, assignment, request.waited_ns, arms)
                 if not isinstance(outcome.answer, MmserverError):
                     return True, experimenter.kept(outcome)
         except MmserverError:

@@ -126,7 +126,7 @@ def test_a_treatment_that_cannot_answer_is_marked(lab: Any, tmp_path: Path, grou
     register_model(lab.store, "gamma", str(tmp_path / "gamma"), TEST)
     start(lab, treatment=("gamma", "latest"), treatment_weight=1.0)
     for answer in (through_flask(lab), quickly(lab)):
-        assert (answer["variant"], answer["fallback"], answer["model_name"]) == ("control", "features_invalid", "alpha")
+        assert (answer["variant"], answer["fallback"], answer["model_name"]) == ("control", "inputs_differ", "alpha")
     assert counted(lab) == {"control": 0, "treatment": 2}
 
 
@@ -175,7 +175,7 @@ def test_a_request_that_is_left_to_flask_keeps_the_arm_that_it_has_drawn(lab: An
         hand_over(asked, assignment)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(experimenter, "is_ready", lambda *given: False)
+        patched.setattr(experimenter, "ready_arms", lambda *given: None)
         patched.setattr(experimenter, "hand_over", seen)
         for n in range(40):
             answer = lab.client.post("/predict", json=body(), headers={"X-Request-ID": f"order-{n}"}).json

@@ -192,7 +192,21 @@ def test_a_treatment_that_fails_is_answered_by_the_control_and_counts_against_th
     [logged] = desk.logged
     assert (logged.prediction_id, logged.arm, logged.version) == (answer.prediction_id, "treatment", "2.0.0")
     assert (logged.error, logged.direction) == ("features_invalid", None)
-    assert desk.ask().fallback is None  # as a vector they fit both
+
+
+@pytest.mark.parametrize("mode", ["split", "shadow"])
+def test_numbers_without_names_are_never_given_to_a_treatment_of_other_factors(
+    desk: Desk, create: Create, mode: str
+) -> None:
+    desk.bench.register("2.0.0", 3, factors=("a", "b", "c"))
+    create(desk.bench.store, treatment=("hybrid", "2.0.0"), treatment_weight=1.0, mode=mode)
+    answer = desk.ask()
+    assert (answer.variant, answer.version) == ("control", "1.0.0")
+    assert answer.decision.expected_return == desk.returned("1.0.0")
+    [logged] = desk.logged
+    code = logged.error if logged.shadow is None else logged.shadow.error
+    assert code == "inputs_differ"
+    assert answer.fallback == (None if mode == "shadow" else "inputs_differ")
 
 
 def test_in_shadow_mode_a_failing_treatment_is_noted_and_costs_nothing(desk: Desk, create: Create) -> None:
@@ -298,8 +312,8 @@ def test_nothing_runs_quickly_before_both_arms_are_loaded(desk: Desk, create: Cr
     asked = Asked("BTC", ROW, "hybrid")
     assignment = desk.experimenter.assigned(asked)
     assert assignment is not None
-    assert not desk.experimenter.is_ready(asked, assignment, float("inf"))
+    assert not desk.experimenter.ready_arms(asked, assignment, float("inf"))
     while {one.arm for one in desk.logged} != {"control", "treatment"}:
         desk.ask("BTC")
-    assert desk.experimenter.is_ready(asked, assignment, float("inf"))
-    assert not desk.experimenter.is_ready(asked, assignment, 0.0)
+    assert desk.experimenter.ready_arms(asked, assignment, float("inf"))
+    assert not desk.experimenter.ready_arms(asked, assignment, 0.0)
