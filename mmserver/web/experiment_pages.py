@@ -8,7 +8,6 @@ import flask
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response
 
-from mmserver.catalog.catalog import Catalog
 from mmserver.experiments.analysing import Analysis
 from mmserver.experiments.courses import latency_course, return_course
 from mmserver.experiments.evaluating import analyse_experiment
@@ -27,6 +26,7 @@ from mmserver.web import experiment_rows
 from mmserver.web.current import current_experimenter, current_store
 from mmserver.web.experiment_charts import Chart
 from mmserver.web.experiment_figures import CHART_NAMES, charts_of
+from mmserver.web.experiment_standings import current_troubles
 from mmserver.web.requests import query_number, query_text, refuse_parameter
 from mmserver.web.responses import render_page
 
@@ -35,10 +35,6 @@ EVALUATIONS_SHOWN = 20
 SYMBOLS_SHOWN = 200
 _MAX_KEY = 2**62
 PLOT_SCRIPTS = ("uPlot.iife.min.js", "charts.js")
-_TROUBLES = {
-    "version_archived": "its version was archived",
-    "version_not_found": "its version is gone",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +152,9 @@ def _said_of(experiment: Experiment) -> dict[str, Any]:
         "unit_words": experiment_rows.UNIT_WORDS,
         "applied_words": experiment_rows.APPLIED,
         "verdict_words": experiment_rows.VERDICTS,
-        "trouble": _trouble(store.catalog, experiment),
+        "troubles": current_troubles(experiment),
         "read_only": store.read_only,
     }
-
-
-def _trouble(catalog: Catalog, experiment: Experiment) -> str | None:
-    """Why the treatment answers nothing now, in words."""
-    running = (one for ones in catalog.experiments.values() for one in ones)
-    found = next((one for one in running if one.experiment_id == experiment.experiment_id), None)
-    trouble = None if found is None else found.treatment_trouble
-    return None if trouble is None else _TROUBLES.get(trouble, trouble)
 
 
 def _asked_status() -> Status | None:

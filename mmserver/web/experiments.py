@@ -34,6 +34,7 @@ from mmserver.web.experiment_bodies import (
     plan_from_body,
     report_from_analysis,
 )
+from mmserver.web.experiment_standings import standing_of
 from mmserver.web.late_routes import EXPERIMENTS_RULE
 from mmserver.web.requests import query_number, query_text, read_body, refuse_parameter
 from mmserver.web.responses import json_response
@@ -70,8 +71,8 @@ def get_experiments() -> flask.Response:
 
 
 def get_one(experiment_id: str) -> flask.Response:
-    """One experiment."""
-    return json_response(item_from_experiment(get_experiment(current_store(), experiment_id)))
+    """One experiment, and what keeps its arms from answering."""
+    return json_response(standing_of(get_experiment(current_store(), experiment_id)))
 
 
 def patch_experiment(experiment_id: str) -> flask.Response:

@@ -17,6 +17,7 @@ from mmserver.web.api_description.operations import (
     Operation,
     Parameter,
 )
+from mmserver.web.experiment_standings import ExperimentStanding
 from mmserver.web.experiments import DEFAULT_EVALUATIONS, DEFAULT_LIMIT, MAX_EVALUATIONS, MAX_LIMIT
 from mmserver.web.outcomes import PARQUET_MEDIA_TYPE, PricesBody
 
@@ -112,7 +113,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET", _ONE, "get_experiment", EXPERIMENTS, "One experiment",
-        answers=(Answer.json(bodies.ExperimentItem, "The experiment."),),
+        answers=(Answer.json(ExperimentStanding, "The experiment, and what keeps its arms from answering now."),),
         errors=_OF_ONE,
     ),
     Operation(
