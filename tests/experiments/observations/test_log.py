@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from mmserver.errors import DatabaseBusy, DiskFull, ObservationsCorrupt, Overloaded
-from mmserver.experiments.observations.log import STORE_NAME, ObservationLog
+from mmserver.experiments.observations.log import ObservationLog
+from mmserver.experiments.observations.moving import STORE_NAME
 from mmserver.experiments.observations.store import ObservationStore
 from mmserver.experiments.observations.values import Observation, Outcome
 from mmserver.experiments.totals import ExperimentTotals
