@@ -1,6 +1,6 @@
 """Records the examples of the API's description from a running demo server, so that they are what it really answers.
 
-    ./start.sh --demo --background && .venv/bin/mmserver demo data/demo --retrain
+    MMSERVER_DEFAULT_MODEL=demo.SP500 ./start.sh --demo --background && .venv/bin/mmserver demo data/demo --retrain
     python -m tests.web.record_examples http://127.0.0.1:6300 > mmserver/web/api_description/examples.json
 
 Requests are whole; of answers, long lists and texts are shortened. It removes the models `demo2` and `hybrid`, which it registers.
@@ -78,7 +78,7 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
         "compare_registry_versions": {"version1": "1.0.0", "version2": "1.1.0"},
     }
     examples: dict[str, Any] = shortened(optimization_examples(client))
-    trial = trial_versions(client, root)
+    trial = trial_versions(client, item["root_path"])
     examples |= shortened(experiment_examples(client, *trial, {**one, "model_name": "trial"}))
     client.delete("/api/models/trial").raise_for_status()
     for operation in sorted(OPERATIONS, key=lambda operation: LAST.get(operation.name, 0)):
@@ -106,6 +106,7 @@ def recorded(client: httpx.Client) -> dict[str, Any]:
             same = client.post(address, content=csv, headers={"Content-Type": "text/csv"}).raise_for_status()
             assert same.content == response.content
             examples[name]["request_csv"] = csv
+    client.put("/api/ml/registry/models/hybrid/1.2.0/stage", json={"stage": "None"}).raise_for_status()
     client.delete("/api/models/hybrid").raise_for_status()
     text = json.dumps(examples).replace(root, SHOWN_ROOT)
     return dict(sorted(json.loads(text).items()))
