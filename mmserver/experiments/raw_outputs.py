@@ -14,14 +14,15 @@ import numpy as np
 
 from mmserver.catalog.running import ArmVersion
 from mmserver.catalog.symbols import ALL_SYMBOLS
-from mmserver.errors import Corrupt, MmserverError, SymbolAmbiguous, SymbolNotFound, Unavailable
+from mmserver.errors import MmserverError, SymbolAmbiguous, SymbolNotFound
 from mmserver.experiments.active import Assignment
 from mmserver.experiments.assignment import Arm
 from mmserver.experiments.loaded_arms import INPUTS_DIFFER, Ready, inputs_differ
 from mmserver.experiments.observations.values import Observation, ShadowAnswer
+from mmserver.experiments.observing import decisions_of, is_ours
 from mmserver.experiments.service import Appending, Experimenter, observation_of
 from mmserver.formats import Decision, FloatRows
-from mmserver.serving.interpretation import DIRECTION_CODES, NoInterpreter, decide
+from mmserver.serving.interpretation import DIRECTION_CODES, NoInterpreter
 from mmserver.serving.predictions import Asked, Resolved, Serving
 from mmserver.serving.predictors import LoadedModel
 from mmserver.serving.tensor_models import find_by_group_key, outputs_of
@@ -133,7 +134,7 @@ class RawExperimenter:
         try:
             return self._ready(request, assignment.experiment.control)
         except MmserverError as error:
-            if assignment.arm == "control" and isinstance(error, Unavailable | Corrupt):
+            if assignment.arm == "control" and is_ours(error):
                 failed = observation_of(assignment, None, latency_us=0, features=b"", error=error.code)
                 self._log.append(failed, must_keep=True)
             raise
@@ -257,14 +258,10 @@ class RawExperimenter:
         ]
 
     def _decisions(self, ran: _Ran) -> Sequence[Decision | None]:
-        """What each row's outputs mean; None where nothing says that, which is no failure of what gives raw outputs."""
-        if ran.ready is None or ran.outputs is None or isinstance(ran.ready.loaded.interpreter, NoInterpreter):
+        """What each row's outputs mean; None where there are none, or nothing says that."""
+        if ran.ready is None or ran.outputs is None:
             return [None] * len(ran.rows)
-        resolved, loaded = ran.ready
-        try:
-            return decide(loaded.interpreter, resolved.group.group_key, ran.outputs, self._serving.dead_band(resolved))
-        except MmserverError:
-            return [None] * len(ran.rows)
+        return decisions_of(*ran.ready, ran.outputs, len(ran.rows), self._serving.dead_band(ran.ready.resolved))
 
     def _observations(
         self, assignment: Assignment, ran: _Ran, shadows: Sequence[ShadowAnswer] | None = None
@@ -298,8 +295,7 @@ class RawExperimenter:
     def _failed(self, assignment: Assignment, ran: _Ran) -> RawOutcome:
         """The control could not answer either. That a client asked for what no arm can give is no failure of one."""
         assert ran.error is not None  # noqa: S101 (there are no outputs)
-        is_ours = isinstance(ran.error, Unavailable | Corrupt)
-        return RawOutcome(ran.error, self._observations(assignment, ran) if is_ours else [])
+        return RawOutcome(ran.error, self._observations(assignment, ran) if is_ours(ran.error) else [])
 
 
 def _outputs_differ(control: LoadedModel, treatment: LoadedModel) -> bool:
