@@ -30,7 +30,10 @@ class PredictedSignal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """One prediction, and which version of which model it is from. `contributions` only where it was asked to be explained."""
+    """One prediction, and which version of which model it is from. `contributions` only where it was asked to be explained.
+
+    In an experiment `variant` is the arm that answers; `fallback` says why that is the control where the treatment was to.
+    """
 
     symbol: str
     prediction: PredictedSignal
@@ -42,6 +45,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float
     timestamp: datetime
     contributions: dict[str, Any] | None = None
+    experiment_id: str | None = None
+    fallback: str | None = None
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -396,6 +401,23 @@ class OutcomeReport(msgspec.Struct, frozen=True, kw_only=True):
     n_in_future: int = 0
     n_invalid: int = 0
     errors: tuple[OutcomeFault, ...] = ()
+
+
+class ExperimentEvaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision that was kept, with what it was made from."""
+
+    id: int
+    at: datetime
+    reason: str
+    decision: dict[str, Any]
+    inputs: dict[str, Any] = {}
+    code_version: str | None = None
+
+
+class ExperimentEvaluations(msgspec.Struct, frozen=True):
+    """The decisions that were kept, the newest first."""
+
+    items: tuple[ExperimentEvaluation, ...]
 
 
 class ExperimentAnalysis(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from mmserver.client.answers import Experiment, ExperimentAnalysis, OutcomeReport
+from mmserver.client.answers import Experiment, ExperimentAnalysis, ExperimentEvaluations, OutcomeReport
 from mmserver.client.calls import Call, changing, given_fields, path, reading
 from mmserver.client.errors import NotFound, error_from_answer
 
@@ -25,10 +25,15 @@ def create_ab_test(  # noqa: PLR0917 (as its users call it)
     traffic_split: float = 0.9,
     *,
     unit: str | None = None,
+    mode: str | None = None,
+    horizon_s: float | None = None,
+    policy: str | Mapping[str, Any] | None = None,
     auto: bool | None = None,
     start: bool | None = None,
 ) -> Call[Experiment]:
-    """Compare two versions on live requests; `traffic_split` is the control's share."""
+    """Compare two versions on live requests; `traffic_split` is the control's share. In `mode="shadow"` both score, and the control
+    answers. `policy` is its name, or a mapping with `policy` and the numbers that are to be others.
+    """
     body: dict[str, Any] = {
         "experiment_id": experiment_id,
         "control_model": control_model,
@@ -37,6 +42,9 @@ def create_ab_test(  # noqa: PLR0917 (as its users call it)
         "treatment_version": treatment_version,
         "traffic_split": traffic_split,
         "unit": unit,
+        "mode": mode,
+        "horizon_s": horizon_s,
+        "policy": dict(policy) if isinstance(policy, Mapping) else policy,
         "auto": auto,
         "start": start,
     }
@@ -46,6 +54,11 @@ def create_ab_test(  # noqa: PLR0917 (as its users call it)
 def get_ab_test_analysis(experiment_id: str) -> Call[ExperimentAnalysis]:
     """How the two do so far, and what that recommends."""
     return _asked(reading(path(EXPERIMENTS + "/{}/analysis", experiment_id), ExperimentAnalysis))
+
+
+def get_ab_test_evaluations(experiment_id: str, *, limit: int | None = None) -> Call[ExperimentEvaluations]:
+    """The last decisions about it that were kept, with their inputs."""
+    return _asked(reading(path(EXPERIMENTS + "/{}/evaluations", experiment_id), ExperimentEvaluations, limit=limit))
 
 
 def stop_ab_test(experiment_id: str) -> Call[ExperimentAnalysis]:

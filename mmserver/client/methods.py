@@ -198,5 +198,6 @@ class Calls:
 
     create_ab_test = OneCall(experiments.create_ab_test)
     get_ab_test_analysis = OneCall(experiments.get_ab_test_analysis)
+    get_ab_test_evaluations = OneCall(experiments.get_ab_test_evaluations)
     stop_ab_test = OneCall(experiments.stop_ab_test)
     add_outcomes = OneCall(experiments.add_outcomes)

@@ -217,12 +217,20 @@ def test_an_ab_test_is_made_predicted_in_analysed_and_stopped(server: Server, al
         answer = ask(server.url, lambda c, n=n: c.predict("BTCUSDT", ROW, model_name=name, unit_id=f"order-{n}"))
         assert answer.model_name == {"control": name, "treatment": alpha}[answer.variant]
         assert answer.variant == arm_of(salt=f"{test_id}:1", unit=f"order-{n}", treatment_weight=0.5)
+        assert (answer.experiment_id, answer.fallback) == (test_id, None)
         seen[answer.variant] += 1
     analysis = ask(server.url, lambda c: c.get_ab_test_analysis(test_id))
     assert {arm: getattr(analysis, arm)["n_predictions"] for arm in seen} == seen
     assert (analysis.recommendation.action, bool(analysis.recommendation.reasons)) == ("continue", True)
     report = ask(server.url, lambda c: c.stop_ab_test(test_id))
     assert report.control["n_predictions"] == seen["control"]
+    (kept,) = ask(server.url, lambda c: c.get_ab_test_evaluations(test_id, limit=1)).items
+    assert (kept.reason, kept.decision["recommendation"]["action"]) == ("stopped", "continue")
+    shadow = {"mode": "shadow", "policy": {"policy": "sequential", "alpha": 0.01}, "start": False}
+    draft = ask(server.url, lambda c: c.create_ab_test(f"{test_id}-2", name, "latest", alpha, "latest", **shadow))
+    assert draft.status == "draft"
+    found = server.get(f"/api/ml/experiments/{test_id}-2")
+    assert (found["mode"], found["policy"]["alpha"]) == ("shadow", 0.01)
     assert ask(server.url, lambda c: c.predict("BTCUSDT", ROW, model_name=name, unit_id="order-0")).variant is None
     with pytest.raises(NotFound) as missing:
         ask(server.url, lambda c: c.stop_ab_test("nobody"))
