@@ -35,22 +35,23 @@ class Trial:
     bench: Bench
     log: ObservationLog
 
-    def observe(self, *, control_right: float, treatment_right: float) -> None:
+    def observe(self, *, control_right: float, treatment_right: float, treatment_units: int = N_UNITS) -> None:
         """Predictions of both arms, of which so many shares came out as predicted."""
         key = get_experiment(self.bench.store, "exp").log_key
         outcomes = []
         at = self.bench.calendar.moment
-        for arm, share in (("control", control_right), ("treatment", treatment_right)):
-            for n in range(N_UNITS):
+        arms = (("control", control_right, N_UNITS), ("treatment", treatment_right, treatment_units))
+        for arm, share, n_units in arms:
+            for n in range(n_units):
                 name = f"{arm}-{n}"
                 seen = Observation(
                     prediction_id=name, at_us=int(at.timestamp() * 1e6), experiment_key=key, arm=arm,  # type: ignore[arg-type]
                     unit=name, symbol="btc", model_name="hybrid", version="1.0.0", direction=1, latency_us=100 + n % 7,
                 )  # fmt: skip
                 self.log.append(seen, must_keep=True)
-                outcomes.append(Outcome(prediction_id=name, label="BUY" if n < share * N_UNITS else "SELL"))
+                outcomes.append(Outcome(prediction_id=name, label="BUY" if n < share * n_units else "SELL"))
         self.bench.calendar.moment += timedelta(hours=30)
-        assert self.log.add_outcomes(outcomes).n_accepted == 2 * N_UNITS
+        assert self.log.add_outcomes(outcomes).n_accepted == len(outcomes)
 
     def now(self) -> float:
         """By its calendar, seconds since the epoch."""
@@ -99,6 +100,23 @@ def test_a_better_treatment_is_promoted_by_itself_with_an_audit_of_each_step(run
     assert trial.bench.served == "1.9.0"
     assert trial.bench.model.stages["production"] == "1.9.0"
     assert trial.actions == ["experiment.stopped", "experiment.applied", "version.promoted"]
+
+
+def test_a_lopsided_arm_is_invalid_and_is_neither_applied_nor_acted_on_by_auto(running: Callable[..., Trial]) -> None:
+    """However much better the treatment looks."""
+    trial = running(auto=True)
+    trial.observe(control_right=0.3, treatment_right=0.9, treatment_units=200)
+    trial.look()
+    assert get_experiment(trial.bench.store, "exp").status == "running"
+    assert trial.actions == []
+    assert trial.bench.served == "1.0.0"
+    (kept,) = list_evaluations(trial.bench.store, get_experiment(trial.bench.store, "exp").key, 10)
+    said = kept.decision["recommendation"]
+    assert (said["verdict"], said["action"]) == ("invalid", "continue")
+    with pytest.raises(ExperimentUndecided):
+        apply_result(trial.bench.store, trial.log, "exp", TEST)
+    experiment, done = apply_result(trial.bench.store, trial.log, "exp", TEST, action="keep")
+    assert (experiment.status, experiment.applied, done["promoted"]) == ("applied", "keep", None)
 
 
 def test_without_auto_nothing_is_done_by_itself(running: Callable[..., Trial]) -> None:
