@@ -172,7 +172,7 @@ def _lines(experiment: "Experiment", found: "Analysis") -> Iterator[str]:
     yield f"{experiment.experiment_id}: {advice.verdict.replace('_', ' ').upper()} (by {advice.policy})"
     for reason in advice.reasons:
         yield f"  {reason}"
-    if advice.needs is not None:
+    if advice.needs is not None and experiment.status == "running":
         yield f"  about {advice.needs.n_units} units and {advice.needs.hours:.0f} h more"
     ended = f", {experiment.applied} applied" if experiment.applied else ""
     yield f"status: {experiment.status}{ended}; {found.progress.hours:.1f} h, {found.progress.n_units} units"
