@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +172,15 @@ def contents(data: bytes) -> list[int]:
     return places
 
 
+def entries(data: bytes | bytearray) -> dict[str, bytes] | None:
+    """What an archive holds; None where something in it is damaged."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
+        return None
+
+
 @pytest.mark.parametrize("sample", ARCHIVES, ids=[sample.name for sample in ARCHIVES])
 def test_an_archive_that_is_cut_or_has_any_bit_of_its_contents_flipped_is_refused(
     networks: Plugins, sample: Sample
@@ -185,6 +195,8 @@ def test_an_archive_that_is_cut_or_has_any_bit_of_its_contents_flipped_is_refuse
     for at in random.choice(contents(whole), N_BITS):
         flipped = bytearray(whole)
         flipped[at] ^= 1 << random.integers(8)
+        if entries(flipped) == entries(whole):
+            continue  # what is compressed has bits that mean nothing, such as those after its end
         with pytest.raises(Undecodable) as refusal:
             read_archive(networks, sample, bytes(flipped))
         assert refusal.value.reason == "malformed"
