@@ -17,7 +17,6 @@ from mmserver.experiments.observations.values import Observation, Outcome, Shado
 from mmserver.experiments.planning import checked_plan
 
 DESK = Actor("desk")
-HOUR_US = 3_600_000_000
 BUY, SELL = 1, 2
 
 
@@ -56,7 +55,7 @@ def run_history(store: Store, experiment_id: str, plan: dict[str, Any], history:
             clock[-1] = begun + timedelta(hours=hour)
             if hour == history.ramp_at_h:
                 experiment = ramp_experiment(store, experiment_id, history.ramp_to, DESK)
-            outcomes = _hour(log, experiment, history, clock[-1], generator)
+            outcomes = _hour(log, experiment, history, hour, clock[-1], generator)
             clock[-1] = begun + timedelta(hours=hour, minutes=59)
             log.flush()
             log.add_outcomes(outcomes)
@@ -71,14 +70,20 @@ def run_history(store: Store, experiment_id: str, plan: dict[str, Any], history:
 
 
 def _hour(
-    log: ObservationLog, experiment: Experiment, history: History, begun: datetime, generator: np.random.Generator
+    log: ObservationLog,
+    experiment: Experiment,
+    history: History,
+    hour: int,
+    begun: datetime,
+    generator: np.random.Generator,
 ) -> list[Outcome]:
+    """Blocks are counted from the start, not from the epoch: the arms, and all that follows, must not depend on the hour of the test."""
     outcomes = []
     phase = experiment.phases[-1]
     begun_us = int(begun.timestamp()) * 1_000_000
     for symbol_at in range(history.n_symbols):
         symbol = f"S{symbol_at:02}/USDT"
-        unit = f"{symbol}|{begun_us // HOUR_US}"
+        unit = f"{symbol}|{hour}"
         arm = (
             "control"
             if experiment.mode == "shadow"

@@ -150,10 +150,12 @@ def test_a_chart_s_table_opens_and_its_csv_is_saved_without_a_script(open_page: 
     figure = page.locator("figure").first
     assert not figure.locator("table").is_visible()
     figure.locator("summary").click()
-    assert figure.locator("tbody tr").count() >= 40
+    n_rows = figure.locator("tbody tr").count()
+    assert n_rows > 20  # less those looks at which one arm had nothing yet, which the hour decides
     with page.expect_download() as download:
         figure.get_by_role("link", name="as CSV").click()
     assert download.value.suggested_filename == "long-effect.csv"
+    assert len(download.value.path().read_text().splitlines()) == 1 + n_rows
 
 
 def test_what_is_printed_has_the_charts_as_svg_and_fits_the_sheet(open_page: Callable[..., Any]) -> None:
