@@ -5,21 +5,18 @@ What cannot be kept is dropped and counted. A client's own mistake is no predict
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import numpy as np
 
 from mmserver.catalog.symbols import ALL_SYMBOLS, comparable_symbol
 from mmserver.errors import Corrupt, MmserverError, Unavailable
-from mmserver.experiments.observations.values import Observation
+from mmserver.experiments.observations.values import Observation, us_since_epoch
 from mmserver.experiments.sampling import Sample, row_id
 from mmserver.formats import Decision, FloatRows
 from mmserver.serving.interpretation import DIRECTION_CODES, NoInterpreter, decide
 from mmserver.serving.predictions import Prediction, Resolved, Serving
 from mmserver.serving.predictors import LoadedModel
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Appending(Protocol):
@@ -126,7 +123,7 @@ class Observing:
         self, resolved: Resolved, begun_ns: int, n_rows: int
     ) -> Callable[[str, str, Decision | None, bytes, str | None], Observation]:
         """How to make an observation of what one model did with rows together; each row's latency is its share."""
-        at_us = _us_since_epoch(self._now())
+        at_us = us_since_epoch(self._now())
         latency_us = (time.perf_counter_ns() - begun_ns) // (1000 * max(1, n_rows))
         model_name, version, horizon_us = resolved.version.model_name, resolved.version.label, self._horizon_us
 
@@ -172,8 +169,3 @@ def decisions_of(
 def _symbol_of(resolved: Resolved) -> str:
     """That of the group; none where it predicts for all symbols."""
     return "" if resolved.group.symbol == ALL_SYMBOLS else resolved.group.symbol
-
-
-def _us_since_epoch(moment: datetime) -> int:
-    since = moment - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds

@@ -6,21 +6,20 @@ against the treatment. What must be logged and cannot be is not answered.
 
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
 from mmserver.catalog.running import ArmVersion
-from mmserver.errors import Corrupt, MmserverError, Unavailable
+from mmserver.errors import MmserverError
 from mmserver.experiments.active import BY_PREDICTION, Assignment, assigned, candidates
 from mmserver.experiments.loaded_arms import INPUTS_DIFFER, LoadedArms, Ready, inputs_differ
-from mmserver.experiments.observations.values import Observation, ShadowAnswer
+from mmserver.experiments.observations.values import Observation, ShadowAnswer, us_since_epoch
+from mmserver.experiments.observing import is_ours
 from mmserver.formats import Decision
 from mmserver.serving.interpretation import DIRECTION_CODES, NoInterpreter
 from mmserver.serving.predictions import Asked, Prediction, Serving
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US_PER_S = 1e6
 MAX_HANDED_OVER = 1024
 """Requests on their way from one thread to another, at most."""
@@ -242,8 +241,7 @@ class Experimenter:
         """The control could not answer either. That a client asked for what no arm can give is no failure of one."""
         error = scored.error
         assert error is not None  # noqa: S101 (there is no prediction)
-        is_ours = isinstance(error, Unavailable | Corrupt)
-        return Outcome(error, _observation(assignment, scored) if is_ours else None)
+        return Outcome(error, _observation(assignment, scored) if is_ours(error) else None)
 
     def _score(
         self, asked: Asked, assignment: Assignment, arm: ArmVersion, waited_ns: int, ready: Ready | None
@@ -289,7 +287,7 @@ def observation_of(
     experiment, version = assignment.experiment, assignment.version
     return Observation(
         prediction_id=prediction_id or assignment.prediction_id,
-        at_us=_us_since_epoch(assignment.at),
+        at_us=us_since_epoch(assignment.at),
         experiment_key=experiment.log_key,
         phase=experiment.phase,
         arm=assignment.arm,
@@ -307,11 +305,6 @@ def observation_of(
         horizon_us=round(experiment.horizon_s * _US_PER_S),
         is_washed_out=assignment.is_washed_out,
     )
-
-
-def _us_since_epoch(moment: datetime) -> int:
-    since = moment - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def _us_since(begun_ns: int) -> int:

@@ -1,6 +1,7 @@
 """One prediction as it is logged, and the outcome that somebody reports of it later."""
 
 import sys
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,6 +12,15 @@ LabelName = Literal["BUY", "SELL", "HOLD"]
 
 LABELS: tuple[LabelName, ...] = ("HOLD", "BUY", "SELL")
 """In the order of the direction codes."""
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def us_since_epoch(moment: datetime) -> int:
+    """Microseconds since the epoch, exactly: as a float of seconds it would be off by one now and then."""
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 DirectionCode = Annotated[int, msgspec.Meta(ge=0, le=2)]
